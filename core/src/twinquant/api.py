@@ -1,0 +1,162 @@
+"""The two things TwinQuant does, readable from top to bottom: save both twins of a model, and prove that they agree."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twinquant.errors import ArgumentError, CapabilityError, VerificationError
+from twinquant.outputs import Artifact, DualOutput, Flavor, commit, parse_save_path, recover, staging_folder
+from twinquant.plan import build_plan
+from twinquant.records import RecordSet, parse_record_file
+from twinquant.registry import Capability, notify_saved, select_framework
+from twinquant.verification import VerifyReport
+
+__all__ = ["save_model", "verify"]
+
+_log = logging.getLogger(__name__)
+
+_FLAVORS = {
+    "Both": (Flavor.FAKE_QUANT, Flavor.DEPLOY),
+    "Fakequant": (Flavor.FAKE_QUANT,),
+    "Deploy": (Flavor.DEPLOY,),
+}
+
+
+def save_model(
+    graph: Any,
+    record_file: str | os.PathLike[str] | RecordSet,
+    save_path: str | os.PathLike[str],
+    *,
+    save_type: str = "Both",
+    framework: str | None = None,
+    durable: bool = False,
+    progress: Callable[[str, float], None] | None = None,
+) -> DualOutput:
+    """Quantize a model with measured factors and write its twins: fake-quant and deploy.
+
+    All files appear together, or the target folder stays as it was.
+
+    Args:
+        graph: the model: a path, or an object of its framework.
+        record_file: the record file, or the records themselves.
+        save_path: `folder/prefix` of the files; `folder/`, "" and an existing folder mean no prefix.
+        save_type: "Both", "Fakequant" or "Deploy", in any case of letters.
+        framework: name of the framework; None means the one that claims the graph most strongly.
+        durable: wait until the disk has everything, so that a power loss cannot undo the save.
+        progress: called with what happens next and the fraction that is done, 0 to 1.
+
+    Returns:
+        The files, and the plan that says what was inserted where.
+
+    Raises:
+        ArgumentError: `save_type` is none of the three.
+        PluginError: no plugin, or more than one, can handle the graph.
+        RecordError: the record is wrong, or does not fit the graph.
+        ModelError: the model is damaged, unsupported, or cannot be quantized.
+        OutputError: the files cannot be written there.
+    """
+    flavors = _flavors(save_type)
+    target = parse_save_path(save_path)
+    tell = progress or (lambda _step, _fraction: None)
+
+    tell("reading the record", 0.0)
+    chosen = select_framework(graph, framework)
+    records = record_file if isinstance(record_file, RecordSet) else parse_record_file(record_file)
+    tell("loading the model", 0.05)
+    model = chosen.load(graph)
+    tell("planning", 0.15)
+    plan = build_plan(records, chosen.layers(model), chosen.name)
+    for warning in plan.warnings:
+        _log.warning(warning)
+
+    inputs = [*chosen.inputs(graph), *([records.path] if records.path else [])]
+    artifacts = []
+    with staging_folder(target.folder) as staging:
+        for index, flavor in enumerate(flavors):
+            tell(f"writing the {flavor.value} model", 0.2 + 0.75 * index / len(flavors))
+            files = chosen.write(chosen.insert(model, plan, flavor), staging, target.prefix, flavor)
+            artifacts.append(Artifact(flavor, tuple(files)))
+        sidecars = chosen.sidecars(model, plan, staging, target.prefix)
+        tell("moving the files into place", 0.95)
+        output = commit(
+            DualOutput(plan, tuple(artifacts), tuple(sidecars)),
+            staging,
+            target.folder,
+            inputs=inputs,
+            companions=chosen.companions,
+            durable=durable,
+        )
+    notify_saved(chosen.name, plan, output)
+    tell("done", 1.0)
+    return output
+
+
+def _flavors(save_type: str) -> tuple[Flavor, ...]:
+    for name, flavors in _FLAVORS.items():
+        if isinstance(save_type, str) and save_type.lower() == name.lower():
+            return flavors
+    raise ArgumentError(f"save_type: must be one of {', '.join(map(repr, _FLAVORS))}, got {save_type!r}")
+
+
+def verify(
+    fake_quant: str | os.PathLike[str],
+    deploy: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Mapping[str, npt.ArrayLike] | None = None,
+    *,
+    framework: str | None = None,
+) -> VerifyReport:
+    """Prove that two written twins hold the same integers and compute the same.
+
+    Args:
+        fake_quant: the fake-quant model file.
+        deploy: the deploy model file.
+        data: what to run them on: an .npz file or arrays, by input name; None means seeded random input.
+        framework: name of the framework; None means the one that claims the files most strongly.
+
+    Returns:
+        What agrees and what does not, layer by layer.
+
+    Raises:
+        ArgumentError: `data` is not a readable .npz file of plain arrays.
+        CapabilityError: the framework's plugin cannot verify.
+        VerificationError: the two cannot be compared at all.
+    """
+    fake_path, deploy_path = Path(fake_quant), Path(deploy)
+    for folder in dict.fromkeys((fake_path.parent, deploy_path.parent)):
+        recover(folder)
+    chosen = select_framework(fake_path, framework)
+    other = select_framework(deploy_path, framework)
+    if chosen.name != other.name:
+        raise VerificationError(
+            f"{str(fake_path)!r} is a model of {chosen.name}, {str(deploy_path)!r} one of {other.name}: "
+            "twins are of one framework; pass the two files that one save wrote"
+        )
+    if Capability.VERIFY not in chosen.capabilities:
+        raise CapabilityError(f"the {chosen.name} plugin cannot verify twins (in this version)")
+    return chosen.verify(fake_path, deploy_path, _arrays(data))
+
+
+def _arrays(data: str | os.PathLike[str] | Mapping[str, npt.ArrayLike] | None) -> Mapping[str, Any] | None:
+    if data is None:
+        return None
+    if isinstance(data, Mapping):
+        return {name: np.asarray(array) for name, array in data.items()}
+    path = Path(data)
+    try:
+        content = np.load(path, allow_pickle=False)
+        if not isinstance(content, np.ndarray):
+            with content:
+                return {name: content[name] for name in content.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ArgumentError(
+            f"data: {str(path)!r} cannot be read as an .npz file of plain arrays: {error}; make it with numpy.savez"
+        ) from error
+    raise ArgumentError(f"data: {str(path)!r} holds one array without a name; make an .npz file with numpy.savez")

@@ -1,0 +1,41 @@
+"""`twinquant demo`: a real network, quantized and measured."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from twinquant.cli.console import Console
+from twinquant.cli.sources import add_framework_option
+from twinquant.errors import NoFrameworkError
+from twinquant.registry import Capability, Framework, installed_registry, select_framework
+
+NAME = "demo"
+HELP = "quantize a shipped network that reads handwritten digits, and compare float, fake-quant and deploy accuracy"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "--folder", type=Path, metavar="DIR", default=Path("twinquant_demo"), help="where the files go (%(default)s)"
+    )
+    add_framework_option(parser)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Run the demo of every plugin that has one, or of the named plugin."""
+    for framework in _demonstrators(arguments.framework):
+        console.table((f"{framework.name} demo", "result"), framework.demo(arguments.folder))
+    console.line(f"\nthe files are in {arguments.folder}")
+    return 0
+
+
+def _demonstrators(name: str | None) -> list[Framework]:
+    if name is not None:
+        return [select_framework(None, name)]
+    registry = installed_registry()
+    found = [framework for framework in registry.frameworks.values() if Capability.DEMO in framework.capabilities]
+    if not found:
+        known = "; ".join(f"{state.name}: {state.reason}" for state in registry.states if state.reason)
+        raise NoFrameworkError(f"no working plugin has a demo ({known}); the onnx one has: pip install twinquant[onnx]")
+    return found

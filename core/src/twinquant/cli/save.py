@@ -1,0 +1,42 @@
+"""`twinquant save`: write the twins."""
+
+from __future__ import annotations
+
+import argparse
+
+import twinquant
+from twinquant.cli.console import Console
+from twinquant.cli.numbers import count
+from twinquant.cli.progress import show_progress
+from twinquant.cli.sources import add_framework_option
+
+NAME = "save"
+HELP = "turn a model and its record into a fake-quant twin and a deploy twin"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("model", metavar="MODEL", help="the float model")
+    parser.add_argument("record", metavar="RECORD", help="the record file: what calibration measured")
+    parser.add_argument("save_path", metavar="SAVE_PATH", help="folder/prefix of the files, or a folder/")
+    parser.add_argument("--save-type", choices=("Both", "Fakequant", "Deploy"), default="Both", help="which twins")
+    add_framework_option(parser)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Save, and list the files."""
+    with show_progress(console) as progress:
+        output = twinquant.save_model(
+            arguments.model,
+            arguments.record,
+            arguments.save_path,
+            save_type=arguments.save_type,
+            framework=arguments.framework,
+            progress=progress,
+        )
+    nodes = len(output.plan.layers) + len(output.plan.skipped)
+    console.line(f"{len(output.plan.layers)} of {count(nodes, 'node')} quantized")
+    files = [(artifact.flavor.value, path) for artifact in output.artifacts for path in artifact.files]
+    for what, path in files + [("both twins", path) for path in output.sidecars]:
+        console.line(f"{what:<10}  {path}")
+    return 0

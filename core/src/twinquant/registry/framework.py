@@ -1,0 +1,133 @@
+"""The contract between the core and a framework plugin."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from enum import Enum, IntEnum
+from pathlib import Path
+from typing import Any, ClassVar
+
+from twinquant.errors import CapabilityError
+from twinquant.outputs.artifact import Flavor
+from twinquant.plan import LayerInfo, QuantPlan
+from twinquant.verification.report import VerifyReport
+
+__all__ = ["Capability", "Framework", "Match"]
+
+
+class Match(IntEnum):
+    """How strongly a framework claims a graph; the strongest claim wins, a tie is an error."""
+
+    NO = 0
+    NAME = 1
+    """The file name looks right."""
+    CONTENT = 2
+    """The file's content looks right."""
+    TYPE = 3
+    """The object is of the framework's own type."""
+
+
+class Capability(str, Enum):
+    """What a framework may offer beyond save_model. Declared, never guessed."""
+
+    VERIFY = "verify"
+    """`verify` compares two written twins."""
+    INSPECT = "inspect"
+    """`inspect` tells about a model file."""
+    DEMO = "demo"
+    """`demo` runs the framework's shipped example."""
+
+
+class Framework(ABC):
+    """One framework, as the core uses it. Stateless: no method keeps anything, and none modifies its input.
+
+    `source` is what the user passed as the graph: a path, a tuple of paths or an object. `graph` is whatever `load`
+    returned; the core only hands it back.
+    """
+
+    name: ClassVar[str]
+    """The framework's name: equal to the entry point's, to the extra's and to the plugin's folder."""
+    capabilities: ClassVar[frozenset[Capability]] = frozenset()
+    """Which of the optional methods work."""
+
+    @abstractmethod
+    def recognize(self, source: Any) -> Match:
+        """Say how strongly this framework claims the source. Cheap: no import of the framework, no whole file read.
+
+        A path that does not exist may be claimed by its name. Must not raise for sources of other frameworks.
+        """
+
+    @abstractmethod
+    def load(self, source: Any) -> Any:
+        """Read the source into the framework's graph. Big weights stay on disk.
+
+        Raises:
+            ModelError: the source is missing, damaged or unsupported.
+        """
+
+    @abstractmethod
+    def layers(self, graph: Any) -> Sequence[LayerInfo]:
+        """Describe every node of the main graph, in graph order; see `LayerInfo`."""
+
+    @abstractmethod
+    def insert(self, graph: Any, plan: QuantPlan, flavor: Flavor) -> Any:
+        """Return a new graph with the plan lowered to the framework's operators for one twin.
+
+        Big weights are shared with `graph` or quantized lazily, when they are written.
+
+        Raises:
+            ModelContentError: a bias or a weight cannot be quantized.
+        """
+
+    @abstractmethod
+    def write(self, graph: Any, folder: Path, prefix: str, flavor: Flavor) -> Sequence[Path]:
+        """Write one twin into an existing folder and return its files, the model file first.
+
+        File names start with `prefix` and an underscore; with an empty prefix there is no underscore.
+
+        Raises:
+            ModelContentError: a weight that was quantized lazily holds NaN or infinity.
+        """
+
+    def sidecars(self, graph: Any, plan: QuantPlan, folder: Path, prefix: str) -> Sequence[Path]:
+        """Write files that belong to both twins, such as quant.json, and return them. Most frameworks have none."""
+        del graph, plan, folder, prefix
+        return ()
+
+    def inputs(self, source: Any) -> Sequence[Path]:
+        """List the files that the source is read from: no output may replace one of them."""
+        return (Path(source),) if isinstance(source, (str, os.PathLike)) else ()
+
+    def companions(self, model: Path) -> Sequence[str]:
+        """List the names of the files beside a written model file that belong to it, such as external data.
+
+        Called for model files of any origin in a target folder; a file that is not this framework's has none.
+        """
+        del model
+        return ()
+
+    def verify(self, fake_quant: Path, deploy: Path, data: Mapping[str, Any] | None) -> VerifyReport:
+        """Prove that two written twins agree (`Capability.VERIFY`).
+
+        Args:
+            fake_quant: the fake-quant model file.
+            deploy: the deploy model file.
+            data: arrays by input name; None means seeded random input.
+
+        Raises:
+            VerificationError: the two cannot be compared at all.
+        """
+        raise self._lacks(Capability.VERIFY)
+
+    def inspect(self, source: Path) -> Sequence[tuple[str, str]]:
+        """Tell what a model file holds, as (fact, value) rows (`Capability.INSPECT`)."""
+        raise self._lacks(Capability.INSPECT)
+
+    def demo(self, folder: Path) -> Sequence[tuple[str, str]]:
+        """Run the shipped example in a folder and return (what, result) rows (`Capability.DEMO`)."""
+        raise self._lacks(Capability.DEMO)
+
+    def _lacks(self, capability: Capability) -> CapabilityError:
+        return CapabilityError(f"the {self.name} plugin does not offer {capability.value!r} (in this version)")

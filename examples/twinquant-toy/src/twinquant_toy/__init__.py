@@ -1,0 +1,1 @@
+"""A toy framework for TwinQuant: dense layers in a JSON file."""

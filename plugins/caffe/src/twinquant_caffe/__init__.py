@@ -1,0 +1,3 @@
+"""Caffe for TwinQuant."""
+
+__all__: list[str] = []

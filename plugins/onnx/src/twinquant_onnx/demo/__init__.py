@@ -1,0 +1,10 @@
+"""The shipped example: a network trained on real handwritten digits, with its record and held-out digits.
+
+`examples/digits` of the repository holds the scripts that made the three files and says where the digits come from.
+"""
+
+from __future__ import annotations
+
+from twinquant_onnx.demo.accuracy import run_demo
+
+__all__ = ["run_demo"]

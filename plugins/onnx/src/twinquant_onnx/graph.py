@@ -1,0 +1,94 @@
+"""The loaded model: a message that holds the structure, and a store that holds the big tensors' bytes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+
+from twinquant_onnx.tensors import TensorBytes
+
+__all__ = ["OnnxGraph", "StoredTensor", "TensorStore", "stored_index"]
+
+_SCHEME = "twinquant:"
+_REFERENCE = re.compile(_SCHEME + r"(\d{1,9})", re.ASCII)
+
+_DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor whose bytes are not in the message.
+
+    Attributes:
+        content: where its bytes come from.
+        external: the tensor lies in a file of its own: it did in the input, so it does in the outputs.
+    """
+
+    content: TensorBytes
+    external: bool = False
+
+
+@dataclass(slots=True)
+class TensorStore:
+    """The bytes of the tensors that a message only refers to.
+
+    A `TensorProto` refers to entry n by `data_location: EXTERNAL` and the single external_data entry
+    `location: "twinquant:<n>"`; it keeps its name, data type and dims and may be copied freely.
+    """
+
+    entries: list[StoredTensor] = field(default_factory=list)
+
+    def copy(self) -> TensorStore:
+        """Return a store with the same entries, to which others can be added."""
+        return TensorStore(list(self.entries))
+
+    def attach(self, tensor: onnx.TensorProto, content: TensorBytes, *, external: bool = False) -> None:
+        """Give a tensor's data over to the store: the message loses its data and gets the reference.
+
+        Edits `tensor`.
+        """
+        for name in (
+            "raw_data",
+            "float_data",
+            "int32_data",
+            "int64_data",
+            "double_data",
+            "uint64_data",
+            "external_data",
+        ):
+            tensor.ClearField(name)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        entry = tensor.external_data.add()
+        entry.key, entry.value = "location", f"{_SCHEME}{len(self.entries)}"
+        self.entries.append(StoredTensor(content, external))
+
+    def get(self, tensor: onnx.TensorProto) -> StoredTensor | None:
+        """Return the entry that a tensor refers to, or None if its data is in the message."""
+        index = stored_index(tensor)
+        return None if index is None else self.entries[index]
+
+
+def stored_index(tensor: onnx.TensorProto) -> int | None:
+    """Return the number of the store's entry that a tensor refers to, or None if its data is in the message."""
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return None
+    reference = _REFERENCE.fullmatch(tensor.external_data[0].value) if tensor.external_data else None
+    return int(reference[1]) if reference else None
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxGraph:
+    """A model as this plugin works on it. Never modified after loading; `insert` makes new ones.
+
+    Attributes:
+        model: structure, attributes and small tensors; big tensors (and all external ones) refer to `store`.
+        store: the big tensors.
+        inputs: the files that the model was read from.
+    """
+
+    model: onnx.ModelProto
+    store: TensorStore
+    inputs: tuple[Path, ...] = ()

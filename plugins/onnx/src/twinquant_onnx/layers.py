@@ -1,0 +1,282 @@
+"""Quantizable layers: which operators, which of their inputs, and on which conditions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from twinquant.plan import LayerInfo, LayerKind
+from twinquant_onnx.constants import Constant, ConstantFinder, is_float, type_name
+from twinquant_onnx.element_types import TensorTypes, infer_types
+from twinquant_onnx.graph import OnnxGraph
+from twinquant_onnx.rnn import rnn_refusal
+from twinquant_onnx.topology import MAIN_DOMAINS, Reader, Topology, read_topology
+
+__all__ = ["OPERATORS", "LoadedModel", "Operator", "Site", "analyse"]
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """How an operator type is quantized.
+
+    Attributes:
+        kind: what it computes.
+        weight: which input is the weight; None: it has none.
+        bias: which input is the bias; None: it has none.
+        recurrence: which input is the recurrence weight of an RNN.
+        weight_ranks: ranks the weight may have.
+    """
+
+    kind: LayerKind
+    weight: int | None = 1
+    bias: int | None = 2
+    recurrence: int | None = None
+    weight_ranks: tuple[int, ...] = (3, 4, 5)
+
+
+OPERATORS = {
+    "Conv": Operator(LayerKind.CONV),
+    "ConvTranspose": Operator(LayerKind.CONV_TRANSPOSE),
+    "Gemm": Operator(LayerKind.GEMM, weight_ranks=(2,)),
+    "MatMul": Operator(LayerKind.MATMUL, bias=None, weight_ranks=(2,)),
+    "AveragePool": Operator(LayerKind.AVERAGE_POOL, weight=None, bias=None),
+    "LSTM": Operator(LayerKind.LSTM, bias=3, recurrence=2),
+    "GRU": Operator(LayerKind.GRU, bias=3, recurrence=2),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One quantizable layer and everything around it that quantization touches.
+
+    Attributes:
+        index: position of the layer's node.
+        name: the layer's name.
+        operator: how its type is quantized.
+        element_type: element type of its input: "float32", "float16", "bfloat16" or "float64".
+        input_rank: rank of its input, or None if unknown.
+        activation: where the tensor that is quantized is read: the layer's input 0, or that of a Pad before it.
+        weight: the weight.
+        recurrence: the recurrence weight of an RNN.
+        bias: the bias.
+        bias_reader: where the bias is read: in the layer or in the Add behind it.
+        output_node: position of the node behind which the output is dequantized: the layer, or the Add behind it.
+        group: number of groups of a convolution.
+    """
+
+    index: int
+    name: str
+    operator: Operator
+    element_type: str
+    input_rank: int | None
+    activation: Reader
+    weight: Constant | None
+    recurrence: Constant | None
+    bias: Constant | None
+    bias_reader: Reader | None
+    output_node: int
+    group: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model with everything that was found out about it once.
+
+    Attributes:
+        graph: the model.
+        topology: its wiring.
+        layers: every node as the plan sees it, in graph order.
+        sites: the quantizable layers by position of their nodes.
+    """
+
+    graph: OnnxGraph
+    topology: Topology
+    layers: tuple[LayerInfo, ...]
+    sites: dict[int, Site]
+
+
+def analyse(graph: OnnxGraph) -> LoadedModel:
+    """Describe every node of the main graph and find what belongs to each quantizable layer."""
+    main = graph.model.graph
+    topology = read_topology(main)
+    finder = ConstantFinder(main, topology)
+    types = infer_types(graph.model)
+    layers: list[LayerInfo] = []
+    sites: dict[int, Site] = {}
+    for index, node in enumerate(main.node):
+        operator = OPERATORS.get(node.op_type) if node.domain in MAIN_DOMAINS else None
+        if operator is None:
+            layers.append(LayerInfo(topology.names[index], node.op_type))
+            continue
+        site = _Describer(graph, topology, finder, types).describe(index, operator)
+        if isinstance(site, str):
+            layers.append(LayerInfo(topology.names[index], node.op_type, operator.kind, refusal=site))
+        else:
+            sites[index] = site
+            layers.append(_info(main, site))
+    return LoadedModel(graph, topology, tuple(layers), sites)
+
+
+@dataclass(frozen=True, slots=True)
+class _Describer:
+    graph: OnnxGraph
+    topology: Topology
+    finder: ConstantFinder
+    types: TensorTypes
+
+    def describe(self, index: int, operator: Operator) -> Site | str:
+        """Return the site of a node, or why it cannot be quantized."""
+        node = self.graph.model.graph.node[index]
+        if not node.input or not node.input[0]:
+            return "it has no input"
+        weight = recurrence = bias = None
+        if operator.weight is not None:
+            found_weight = self._weight(node, operator.weight, operator)
+            if isinstance(found_weight, str):
+                return found_weight
+            weight = found_weight
+        if operator.recurrence is not None:
+            found_recurrence = self._weight(node, operator.recurrence, operator, "recurrence weight")
+            if isinstance(found_recurrence, str):
+                return found_recurrence
+            recurrence = found_recurrence
+            refusal = rnn_refusal(node, self.finder)
+            if refusal:
+                return refusal
+        if node.op_type == "Gemm" and _int_attribute(node, "transA", 0):
+            return "transA is not 0"
+        bias_reader, output_node = None, index
+        if operator.bias is not None and len(node.input) > operator.bias and node.input[operator.bias]:
+            bias = self.finder.find(node.input[operator.bias])
+            if bias is None:
+                return "its bias is not constant"
+            bias_reader = Reader(index, operator.bias)
+        elif operator.kind is LayerKind.MATMUL and weight is not None:
+            found = self._bias_behind(node.output[0], weight.shape[1])
+            if found is not None:
+                bias, bias_reader = found
+                output_node = bias_reader.node
+        if bias is not None and not is_float(bias.tensor):
+            return f"its bias is {type_name(bias.tensor.data_type)}, not a float type"
+        activation = self._activation(index, operator)
+        read = self.graph.model.graph.node[activation.node].input[activation.slot]
+        otherwise = weight.tensor.data_type if weight is not None else onnx.TensorProto.FLOAT
+        element_type = self.types.float_name(read, otherwise)
+        if element_type.startswith("element type"):
+            return f"its input is {type_name(self.types.element[read])}, not a float type"
+        return Site(
+            index,
+            self.topology.names[index],
+            operator,
+            element_type,
+            self.types.rank.get(node.input[0]),
+            activation,
+            weight,
+            recurrence,
+            bias,
+            bias_reader,
+            output_node,
+            _int_attribute(node, "group", 1),
+        )
+
+    def _weight(self, node: onnx.NodeProto, slot: int, operator: Operator, what: str = "weight") -> Constant | str:
+        if len(node.input) <= slot or not node.input[slot]:
+            return f"it has no {what}"
+        constant = self.finder.find(node.input[slot], through_transpose=operator.kind is LayerKind.MATMUL)
+        if constant is None:
+            return f"its {what} {node.input[slot]!r} (input {slot}) is not constant"
+        if not is_float(constant.tensor):
+            return f"its {what} {constant.name!r} is {type_name(constant.tensor.data_type)}, not a float type"
+        ranks = operator.weight_ranks if operator.recurrence is None else (3,)
+        if len(constant.stored_shape) not in ranks:
+            allowed = " or ".join(map(str, ranks))
+            return (
+                f"its {what} {constant.name!r} has rank {len(constant.stored_shape)}, only rank {allowed} is supported"
+            )
+        if 0 in constant.stored_shape:
+            return f"its {what} {constant.name!r} is empty"
+        return constant
+
+    def _bias_behind(self, output: str, length: int) -> tuple[Constant, Reader] | None:
+        """Find the constant bias of the one Add that reads a MatMul's output on its input 0."""
+        reader = self.topology.sole_reader(output)
+        if reader is None or reader.slot != 0:
+            return None
+        add = self.graph.model.graph.node[reader.node]
+        if add.op_type != "Add" or add.domain not in MAIN_DOMAINS:
+            return None
+        bias = self.finder.find(add.input[1])
+        if bias is None or bias.shape != (length,) or not is_float(bias.tensor):
+            return None
+        return bias, Reader(reader.node, 1)
+
+    def _activation(self, index: int, operator: Operator) -> Reader:
+        """Find where the activation is quantized: before the layer, or before the Pad of an AveragePool."""
+        here = Reader(index, 0)
+        tensor = self.graph.model.graph.node[index].input[0]
+        maker = self.topology.producer.get(tensor)
+        if operator.kind is not LayerKind.AVERAGE_POOL or maker is None:
+            return here
+        pad = self.graph.model.graph.node[maker]
+        if (
+            pad.op_type != "Pad"
+            or pad.domain not in MAIN_DOMAINS
+            or self.topology.names[maker] != f"{self.topology.names[index]}_pad"
+            or self.topology.sole_reader(tensor) is None
+            or not self._pads_with_zero(pad)
+        ):
+            return here
+        return Reader(maker, 0)
+
+    def _pads_with_zero(self, pad: onnx.NodeProto) -> bool:
+        """Tell whether what a Pad adds is the same before and after dequantization: zeros, or copies of the input."""
+        attributes = {attribute.name: attribute for attribute in pad.attribute}
+        if "mode" in attributes and attributes["mode"].s != b"constant":
+            return True
+        if "value" in attributes and attributes["value"].f != 0:
+            return False
+        if len(pad.input) < 3 or not pad.input[2]:
+            return True
+        value = self.finder.find(pad.input[2])
+        return value is not None and not np.any(numpy_helper.to_array(value.tensor))
+
+
+def _info(main: onnx.GraphProto, site: Site) -> LayerInfo:
+    """Describe a quantizable layer to the plan."""
+    pad_or_layer = main.node[site.activation.node]
+    kind, weight = site.operator.kind, site.weight
+    out_channels = in_channels = None
+    packed: tuple[int, ...] = ()
+    if weight is not None:
+        shape = weight.shape
+        if kind is LayerKind.CONV:
+            out_channels, in_channels, packed = shape[0], shape[1] * site.group, (shape[1],)
+        elif kind is LayerKind.CONV_TRANSPOSE:
+            out_channels, in_channels, packed = shape[1] * site.group, shape[0], (shape[0],)
+        elif kind is LayerKind.MATMUL:
+            in_channels, packed = shape[0], (shape[0],)
+        elif kind is LayerKind.GEMM:
+            inner = shape[1] if _int_attribute(main.node[site.index], "transB", 0) else shape[0]
+            in_channels, packed = inner, (inner,)
+        elif site.recurrence is not None:
+            out_channels, in_channels, packed = shape[1], shape[2], (shape[2], site.recurrence.shape[2])
+    return LayerInfo(
+        name=site.name,
+        op_type=main.node[site.index].op_type,
+        kind=kind,
+        activation=pad_or_layer.input[site.activation.slot],
+        element_type=site.element_type,
+        out_channels=out_channels,
+        in_channels=in_channels,
+        packed_lengths=packed,
+        has_bias=site.bias is not None,
+        weight_shape=weight.stored_shape if weight is not None else None,
+        stands_before=pad_or_layer.name if site.activation.node != site.index else None,
+    )
+
+
+def _int_attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), default)

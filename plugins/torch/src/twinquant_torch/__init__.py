@@ -1,0 +1,3 @@
+"""PyTorch for TwinQuant."""
+
+__all__: list[str] = []
