@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def save_model(
     for warning in plan.warnings:
         _log.warning(warning)
 
-    inputs = [*chosen.inputs(graph), *([records.path] if records.path else [])]
+    inputs = [*chosen.inputs(graph, model), *([records.path] if records.path else [])]
     artifacts = []
     with staging_folder(target.folder) as staging:
         for index, flavor in enumerate(flavors):
@@ -151,11 +152,11 @@ def _arrays(data: str | os.PathLike[str] | Mapping[str, npt.ArrayLike] | None) -
         return {name: np.asarray(array) for name, array in data.items()}
     path = Path(data)
     try:
-        content = np.load(path, allow_pickle=False)
-        if not isinstance(content, np.ndarray):
-            with content:
+        with path.open("rb") as file:  # numpy leaves a file open that it opened and cannot read
+            content = np.load(file, allow_pickle=False)
+            if not isinstance(content, np.ndarray):
                 return {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ArgumentError(
             f"data: {str(path)!r} cannot be read as an .npz file of plain arrays: {error}; make it with numpy.savez"
         ) from error

@@ -143,6 +143,16 @@ def test_verbose_shows_what_the_library_logs(flags, shown):
     assert set(re.findall(r"^twinquant: (\w+): seen$", done.stderr, re.MULTILINE)) == shown
 
 
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_help_and_version_answer_without_loading_anything_big(option):
+    program = (
+        "import sys, twinquant.cli; twinquant.cli.main(sys.argv[1:]);"
+        "print(*{'numpy', 'pluggy', 'google', 'rich', 'onnx'}.intersection(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, option], capture_output=True, text=True, check=True)
+    assert done.stderr.split() == []
+
+
 def test_the_module_can_be_run_like_the_command():
     done = subprocess.run([sys.executable, "-m", "twinquant", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"twinquant {version('twinquant-core')}\n"

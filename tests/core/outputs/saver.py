@@ -84,8 +84,8 @@ def weights_of(number: int) -> list[str]:
 
 
 _FILE_OPERATIONS = frozenset(
-    "open os.rename os.remove os.rmdir os.mkdir os.chmod os.link os.symlink os.scandir os.listdir fcntl.flock".split()
-)
+    f"os.{name}" for name in ("rename", "remove", "rmdir", "mkdir", "chmod", "link", "symlink", "scandir", "listdir")
+) | {"open", "fcntl.flock"}
 
 
 def _stop_at(operation: int, how: str) -> list[str]:

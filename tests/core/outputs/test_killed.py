@@ -87,7 +87,7 @@ def test_a_save_that_the_system_refuses_at_any_file_operation_leaves_everything_
             refused += 1
             assert snapshot(folder) == before
         else:
-            # What failed was a precaution (a second name for an old file) or a clean-up, which the next command repeats.
+            # What failed was a precaution (a second name for an old file), or a clean-up: the next command repeats it.
             assert outcome == "done"
             recover(folder)
             assert saved_number(toy, folder) == SECOND

@@ -40,7 +40,7 @@ def test_whatever_is_raised_passes_through_and_leaves_nothing(tmp_path, error):
 
 def test_only_folders_that_the_failed_save_created_are_removed(tmp_path):
     (tmp_path / "mine").mkdir()
-    with pytest.raises(ValueError), staging_folder(tmp_path / "mine" / "a" / "b"):  # noqa: PT011 - raised right here
+    with pytest.raises(ValueError), staging_folder(tmp_path / "mine" / "a" / "b"):
         raise ValueError
     assert contents(tmp_path) == ["mine"]
 

@@ -25,7 +25,7 @@ from twinquant.outputs import Target, parse_save_path
         ("d/.hidden", "d", ".hidden"),
         ("d/two words", "d", "two words"),
         (Path("d/p"), "d", "p"),
-        (Path(""), ".", ""),
+        (Path(), ".", ""),
     ],
 )
 def test_a_save_path_means_a_folder_and_a_prefix(monkeypatch, tmp_path, save_path, folder, prefix):

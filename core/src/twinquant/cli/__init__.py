@@ -9,10 +9,10 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib import import_module
 
-from twinquant.cli import demo, inspect, plan, plugins, save, verify
 from twinquant.cli.console import Console, LogLines
+from twinquant.cli.parser import build_parser
 from twinquant.errors import TwinQuantError
 
 __all__ = ["main"]
@@ -21,7 +21,6 @@ _OK, _INPUT_ERROR, _USAGE_ERROR = 0, 1, 2
 _INTERRUPTED = 128 + 2
 _BROKEN_PIPE = 128 + 13
 
-_COMMANDS = (save, plan, inspect, verify, plugins, demo)
 _LOG_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 
@@ -39,12 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A layer's name must not fail where the terminal lacks one of its letters.
             stream.reconfigure(errors="backslashreplace")
-    parser = _build_parser()
+    parser = build_parser()
     try:
         arguments = parser.parse_args(argv)
     except SystemExit as end:  # argparse has printed the help, the version or what is wrong
         return _USAGE_ERROR if end.code else _OK
-    if "run" not in arguments:
+    if arguments.command is None:
         parser.print_help(sys.stderr)
         return _USAGE_ERROR
     return _run(arguments, Console(sys.stdout, sys.stderr))
@@ -55,7 +54,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     verbosity = min(getattr(arguments, "verbose", 0), len(_LOG_LEVELS) - 1)
     logging.basicConfig(format="%(message)s", level=_LOG_LEVELS[verbosity], handlers=[LogLines()])
     try:
-        code: int = arguments.run(arguments, console)
+        code: int = import_module(f"twinquant.cli.{arguments.command}").run(arguments, console)
         console.flush()
     except BrokenPipeError:
         # The interpreter flushes stdout once more at exit, which would complain again.
@@ -69,26 +68,3 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         console.error(str(error))
         return _INPUT_ERROR
     return code
-
-
-def _build_parser() -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    shared.add_argument("-v", "--verbose", action="count", help="tell what is being done; twice: in detail")
-
-    parser = argparse.ArgumentParser(
-        prog="twinquant",
-        description="A model and its record become two twins: one to run in float, one for the device compiler.",
-        epilog="Exit codes: 0 done; 1 something is wrong with the input, or the twins disagree; 2 wrong usage.",
-        parents=[shared],
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('twinquant-core')}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in _COMMANDS:
-        sentence = command.HELP
-        subparser = commands.add_parser(
-            command.NAME, help=sentence, description=sentence[0].upper() + sentence[1:] + ".", parents=[shared]
-        )
-        command.add_arguments(subparser)
-        subparser.set_defaults(run=command.run)
-    return parser

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from twinquant.cli.console import Console
-from twinquant.cli.sources import add_framework_option
 from twinquant.errors import NoFrameworkError
 from twinquant.registry import Capability, Framework, installed_registry, select_framework
 
-NAME = "demo"
-HELP = "quantize a shipped network that reads handwritten digits, and compare float, fake-quant and deploy accuracy"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument(
-        "--folder", type=Path, metavar="DIR", default=Path("twinquant_demo"), help="where the files go (%(default)s)"
-    )
-    add_framework_option(parser)
+__all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:

@@ -8,20 +8,13 @@ from pathlib import Path
 
 from twinquant.cli.console import Console
 from twinquant.cli.numbers import count, number, spread
-from twinquant.cli.sources import add_framework_option, open_model
+from twinquant.cli.sources import open_model
 from twinquant.errors import NoFrameworkError
 from twinquant.records import LayerRecord, RecordSet, parse_record_file
 
-NAME = "inspect"
-HELP = "tell what a record file or a model holds"
+__all__ = ["run"]
 
 _log = logging.getLogger(__name__)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("file", metavar="RECORD_OR_MODEL", help="a record file, or a model that a plugin recognizes")
-    add_framework_option(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:

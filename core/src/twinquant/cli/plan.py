@@ -8,23 +8,13 @@ from collections.abc import Iterator, Sequence
 
 from twinquant.cli.console import Console
 from twinquant.cli.numbers import count, number, spread
-from twinquant.cli.sources import add_framework_option, open_model
+from twinquant.cli.sources import open_model
 from twinquant.plan import ActivationQuant, LayerInfo, LayerPlan, QuantPlan, WeightQuant, build_plan
 from twinquant.records import parse_record_file
 
-NAME = "plan"
-HELP = "list every node: quantized or not, with which factors, and why not"
+__all__ = ["run"]
 
 _log = logging.getLogger(__name__)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("model", metavar="MODEL", help="the float model")
-    parser.add_argument(
-        "record", metavar="RECORD", nargs="?", help="the record file; without it: which layers could be quantized"
-    )
-    add_framework_option(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:

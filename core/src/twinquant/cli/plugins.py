@@ -7,13 +7,7 @@ import argparse
 from twinquant.cli.console import Console
 from twinquant.registry import PluginState, plugin_states
 
-NAME = "plugins"
-HELP = "list the framework plugins: ok, broken and why, or absent and how to install them"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments: there are none."""
-    del parser
+__all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:

@@ -8,19 +8,8 @@ import twinquant
 from twinquant.cli.console import Console
 from twinquant.cli.numbers import count
 from twinquant.cli.progress import show_progress
-from twinquant.cli.sources import add_framework_option
 
-NAME = "save"
-HELP = "turn a model and its record into a fake-quant twin and a deploy twin"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("model", metavar="MODEL", help="the float model")
-    parser.add_argument("record", metavar="RECORD", help="the record file: what calibration measured")
-    parser.add_argument("save_path", metavar="SAVE_PATH", help="folder/prefix of the files, or a folder/")
-    parser.add_argument("--save-type", choices=("Both", "Fakequant", "Deploy"), default="Both", help="which twins")
-    add_framework_option(parser)
+__all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:

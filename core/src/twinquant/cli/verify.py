@@ -7,19 +7,9 @@ import argparse
 import twinquant
 from twinquant.cli.console import Console
 from twinquant.cli.numbers import count, number
-from twinquant.cli.sources import add_framework_option
 from twinquant.verification.report import LayerVerdict, VerifyReport
 
-NAME = "verify"
-HELP = "prove that a fake-quant twin and a deploy twin hold the same integers and compute the same"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("fake_quant", metavar="FAKE_QUANT", help="the fake-quant model")
-    parser.add_argument("deploy", metavar="DEPLOY", help="the deploy model")
-    parser.add_argument("--data", metavar="FILE.npz", help="input arrays by input name (default: seeded random arrays)")
-    add_framework_option(parser)
+__all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:

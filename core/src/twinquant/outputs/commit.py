@@ -55,8 +55,8 @@ def commit(
         OutputWriteError: the moves failed halfway and could not be taken back.
         OSError: the moves failed and were taken back.
     """
-    models = [artifact.model.name for artifact in staged.artifacts]
     names = _check_staged(staged, staged_folder)
+    models = [artifact.model.name for artifact in staged.artifacts]
     # Models last: whoever sees a new model for the first time finds its other files in place.
     names = [*(name for name in names if name not in models), *models]
     for name in names:
@@ -82,24 +82,25 @@ def _check_staged(staged: DualOutput, folder: Path) -> list[str]:
     for artifact in staged.artifacts:
         if not artifact.files:
             raise BrokenPluginError(f"the plugin wrote no file for the {artifact.flavor.value} model; {_BUG}")
+    where = os.path.realpath(folder)
     names: dict[str, None] = {}
     for path in [*(path for artifact in staged.artifacts for path in artifact.files), *staged.sidecars]:
         name = path.name
-        if path.parent != folder or not is_plain_name(name):
+        if os.path.realpath(path.parent) != where or not is_plain_name(name):
             raise BrokenPluginError(
                 f"the plugin declared the file {str(path)!r}, which is not in {str(folder)!r}; {_BUG}"
             )
         if name in names:
             raise BrokenPluginError(f"the plugin wrote two files called {name!r}; {_BUG}")
-        if not os.path.lexists(path):
+        if not os.path.lexists(folder / name):
             raise BrokenPluginError(f"the plugin declared the file {name!r}, but did not write it; {_BUG}")
-        status = path.lstat()
+        status = (folder / name).lstat()
         # A second name of the same file would be another file's content, whose mode must not change.
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             raise BrokenPluginError(f"the plugin wrote {name!r} as a link or a folder, not as a file; {_BUG}")
         names[name] = None
     for artifact in staged.artifacts:
-        if artifact.model.stat().st_size == 0:
+        if (folder / artifact.model.name).stat().st_size == 0:
             raise BrokenPluginError(f"the plugin wrote an empty model file {artifact.model.name!r}; {_BUG}")
     for name in sorted({path.name for path in folder.iterdir()} - names.keys()):
         raise BrokenPluginError(f"the plugin wrote the file {name!r}, but did not declare it; {_BUG}")

@@ -87,9 +87,9 @@ def _acquire(path: Path) -> int:
         # Not through a symbolic link: that would create a file outside of the folder.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
-            if not _try_lock(descriptor):
+            if not _try_lock(descriptor, path):
                 _log.info("waiting for another save to finish in %s", path.parent)
-                _wait_lock(descriptor)
+                _wait_lock(descriptor, path)
             if _is_still(path, descriptor):
                 return descriptor
         except BaseException:
@@ -109,15 +109,15 @@ def _is_still(path: Path, descriptor: int) -> bool:
 if sys.platform == "win32":
     import msvcrt
 
-    def _try_lock(descriptor: int) -> bool:
+    def _try_lock(descriptor: int, _path: Path) -> bool:
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         except OSError:
             return False
         return True
 
-    def _wait_lock(descriptor: int) -> None:
-        while not _try_lock(descriptor):
+    def _wait_lock(descriptor: int, path: Path) -> None:
+        while not _try_lock(descriptor, path):
             time.sleep(0.05)
 
     def _release(descriptor: int, path: Path) -> None:
@@ -128,14 +128,18 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _try_lock(descriptor: int) -> bool:
+    def _try_lock(descriptor: int, path: Path) -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError:
+            # A file system without locks: nobody can have this one.
+            path.unlink(missing_ok=True)
+            raise
         return True
 
-    def _wait_lock(descriptor: int) -> None:
+    def _wait_lock(descriptor: int, _path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 
     def _release(descriptor: int, path: Path) -> None:
@@ -143,9 +147,8 @@ else:
             # Removed while it is locked: whoever waits for this file notices that it is gone and takes the next one.
             with suppress(OSError):
                 path.unlink()
-        finally:
-            try:
-                # Explicitly: a child process that was forked meanwhile holds the descriptor, too.
+            # Explicitly: a child process that was forked meanwhile holds the descriptor, too.
+            with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
-            finally:
-                os.close(descriptor)
+        finally:
+            os.close(descriptor)

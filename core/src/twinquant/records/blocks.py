@@ -1,6 +1,7 @@
 """Where the blocks of a record file are, found from braces, strings and comments alone.
 
-The text may be wrong everywhere else: this serves messages about broken files and sets aside blocks of unknown contents.
+The text may be wrong everywhere else: this serves messages about broken files, and sets aside blocks whose contents are
+another feature's.
 """
 
 from __future__ import annotations

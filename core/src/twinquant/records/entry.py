@@ -23,7 +23,8 @@ class RecordEntry:
     Attributes:
         line: the line (from 1) on which the block starts.
         key: the layer's name; None where the field is absent.
-        value: the fields present in the `value` block, by name; None where the block is absent. Repeated fields are arrays.
+        value: the fields present in the `value` block, by name; repeated fields are arrays. None where the block is
+            absent.
         kv_cache: the same for the `kv_cache_value` block.
     """
 

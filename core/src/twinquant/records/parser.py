@@ -1,4 +1,4 @@
-"""Reading record files: from a path or a text to a `RecordSet`, or to an error that says what is wrong with the file."""
+"""Reading record files: from a path or a text to a `RecordSet`, or to an error that says what is wrong with it."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def parse_record_file(path: str | os.PathLike[str], *, dialect: Dialect | None =
 
     Args:
         path: the file, protobuf text in UTF-8.
-        dialect: whose schema the file follows. All dialects are read alike; the dialect serves defaults and writing. None
-            detects it by the first rule that holds: `channels`, `height` or `width` occur: Caffe if its schema has all the
-            fields of the file, otherwise third party; `is_tensor_quantize`, `op_data_type` or `cluster`: ONNX;
+        dialect: whose schema the file follows. All dialects are read alike; the dialect serves defaults and writing.
+            None detects it by the first rule that holds: `channels`, `height` or `width` occur: Caffe if its schema has
+            all the fields of the file, otherwise third party; `is_tensor_quantize`, `op_data_type` or `cluster`: ONNX;
             `kv_cache_value`: torch; `shift_bit`: Caffe; otherwise ONNX.
 
     Returns:
@@ -92,8 +92,8 @@ def _parse(data: bytes, dialect: Dialect | None, path: Path | None) -> RecordSet
         entries = read_with_protobuf(data.decode(), source)
     if not entries:
         raise RecordFileError(
-            f"{source}: there is no record in it, so calibration has not finished; run at least batch_num forward passes "
-            "of the calibration model with real inputs first"
+            f"{source}: no record at all, so calibration has not finished; first run at least batch_num forward "
+            "passes of the model that is being calibrated"
         )
     return RecordSet(
         records=_by_key(entries, source, duplicate_keys := _duplicate_keys(entries)),
@@ -107,11 +107,11 @@ def _parse(data: bytes, dialect: Dialect | None, path: Path | None) -> RecordSet
 def _refuse_binary(data: bytes, source: str) -> None:
     advice = "a record file is protobuf text in UTF-8; is this a model or a file in another encoding?"
     if (zero := data.find(0)) >= 0:
-        raise RecordFileError(f"{source} is not text: there is a zero byte at position {zero}; {advice}")
+        raise RecordFileError(f"{source}: not text, as byte {zero} is a zero; {advice}")
     try:
         data.decode()
     except UnicodeDecodeError as error:
-        raise RecordFileError(f"{source} is not text: byte {error.start} is not UTF-8; {advice}") from error
+        raise RecordFileError(f"{source}: not text, as byte {error.start} is not UTF-8; {advice}") from error
 
 
 def _set_prune_records_aside(data: bytes, source: str) -> tuple[bytes, tuple[str, ...]]:
@@ -153,7 +153,7 @@ def _layer_record(entry: RecordEntry, source: str) -> LayerRecord:
         )
     if entry.value is None and entry.kv_cache is None:
         raise RecordValueError(
-            f"{source}, line {entry.line}: record {entry.key!r} has no 'value' block; it has to hold the layer's factors",
+            f"{source}, line {entry.line}: record {entry.key!r} has no 'value' block; the layer's factors belong there",
             key=entry.key,
             field="value",
         )

@@ -113,5 +113,5 @@ def _advice(block: str, field: str) -> str:
         return f"did you mean {' or '.join(map(repr, close))}?"
     for fields in homes.values():
         if field in fields:
-            return f"it belongs in {fields[field]} (is a brace missing or misplaced?)"
+            return f"it belongs {fields[field]} (is a brace missing or misplaced?)"
     return f"the fields known here are: {', '.join(homes[block]) or 'none'}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,14 @@ _STRING_ESCAPES = str.maketrans(
 def format_records(record_set: RecordSet, *, dialect: Dialect | None = None) -> str:
     """Give the text of a record file.
 
-    Every field that is present is written, so that reading the text loses nothing; floats are the shortest text that reads
-    back to the same float32. Fields come in the order of the dialect: first scale_d, offset_d, scale_w and offset_w, then
-    those it knows, then any other.
+    Every field that is present is written, so that reading the text loses nothing; floats are the shortest text that
+    reads back to the same float32. Fields come in the order of the dialect: first scale_d, offset_d, scale_w and
+    offset_w, then the others that it knows, then those that it does not.
 
     Args:
         record_set: the records.
-        dialect: whose reader the text is for. Naming it warns, on the module's logger, of fields that this reader refuses.
-            None takes the dialect of the records.
+        dialect: whose reader the text is for. Naming it warns, on the module's logger, of fields that this reader
+            refuses. None takes the dialect of the records.
     """
     if dialect is not None:
         _warn_of_foreign_fields(record_set, dialect)
@@ -97,10 +97,10 @@ def _block_lines(name: str, holder: Any, specs: Sequence[FieldSpec]) -> Iterator
     yield "  }"
 
 
-def _values(holder: Any, spec: FieldSpec) -> Sequence[Any]:
+def _values(holder: Any, spec: FieldSpec) -> tuple[Any, ...]:
     value = getattr(holder, spec.name)
     if spec.repeated:
-        return value
+        return tuple(value)
     return () if value is None else (value,)
 
 
@@ -124,7 +124,7 @@ def _string_text(value: str) -> str:
     return f'"{value.translate(_STRING_ESCAPES)}"'
 
 
-_FORMATS = {
+_FORMATS: dict[Kind, Callable[[Any], str]] = {
     Kind.FLOAT: _float_text,
     Kind.INT32: _int_text,
     Kind.UINT32: _int_text,
@@ -138,7 +138,7 @@ def _warn_of_foreign_fields(record_set: RecordSet, dialect: Dialect) -> None:
     foreign = [
         spec.name
         for spec in LAYER_FIELDS
-        if spec.name not in known and any(len(_values(record, spec)) for record in record_set)
+        if spec.name not in known and any(_values(record, spec) for record in record_set)
     ]
     if "kv_cache_value" not in known and any(record.kv_cache is not None for record in record_set):
         foreign.append("kv_cache_value")

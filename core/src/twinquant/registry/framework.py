@@ -96,8 +96,9 @@ class Framework(ABC):
         del graph, plan, folder, prefix
         return ()
 
-    def inputs(self, source: Any) -> Sequence[Path]:
-        """List the files that the source is read from: no output may replace one of them."""
+    def inputs(self, source: Any, graph: Any) -> Sequence[Path]:
+        """List the files that a graph was loaded from: no output may replace one of them."""
+        del graph
         return (Path(source),) if isinstance(source, (str, os.PathLike)) else ()
 
     def companions(self, model: Path) -> Sequence[str]:

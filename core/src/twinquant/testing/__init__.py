@@ -6,12 +6,8 @@ Needs pytest (`pip install twinquant-core[testing]`). See `FrameworkContract` fo
 import pytest
 
 # Before the modules are imported: pytest then explains their failed assertions value by value.
-pytest.register_assert_rewrite(
-    "twinquant.testing.lowering",
-    "twinquant.testing.recognition",
-    "twinquant.testing.saving",
-    "twinquant.testing.subject",
-)
+for _module in ("lowering", "recognition", "saving"):
+    pytest.register_assert_rewrite(f"twinquant.testing.{_module}")
 
 from twinquant.testing.contract import FrameworkContract  # noqa: E402  after the registration
 from twinquant.testing.factors import records_for  # noqa: E402  after the registration

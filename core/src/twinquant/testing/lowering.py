@@ -1,3 +1,5 @@
+# A test's name is its sentence, so the tests of a contract have no docstrings:
+# ruff: noqa: D102
 """Contract tests: layers are described, plans lowered and twins written as the core relies on."""
 
 from __future__ import annotations
@@ -5,6 +7,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from twinquant.outputs import Flavor
 from twinquant.plan import LayerInfo
@@ -24,9 +28,7 @@ class LoweringContract(Subject):
         return [layer for layer in self.framework().layers(graph) if layer.kind is not None and layer.refusal is None]
 
     def test_the_model_under_test_has_two_layers(self) -> None:
-        assert len(self.layer_names) >= 2, (
-            "layer_names: the contract needs a model with at least two quantizable layers"
-        )
+        assert len(self.layer_names) >= 2, "the contract needs a model with at least two quantizable layers"
 
     def test_quantizable_layers_come_in_graph_order(self, source: Any) -> None:
         assert tuple(layer.name for layer in self.quantizable(self.graph(source))) == tuple(self.layer_names)
@@ -139,6 +141,21 @@ class LoweringContract(Subject):
             self.write(graph, self.plan(graph, RecordSet({**records, name: record})), tmp_path / folder, flavor)
         as_is = contents(tmp_path / "as is")
         assert [change for change in ("scale", "offset") if contents(tmp_path / change) == as_is] == []
+
+    @each_flavor
+    def test_every_weight_factor_reaches_the_files(self, source: Any, flavor: Flavor, tmp_path: Path) -> None:
+        graph = self.graph(source)
+        plan = self.plan(graph)
+        records = self.records(self.framework().layers(graph)).records
+        self.write(graph, plan, tmp_path / "as is", flavor)
+        lost = []
+        for name in [layer.name for layer in plan if layer.weight is not None]:
+            changed = replace(records[name], scale_w=records[name].scale_w * np.float32(1.5))
+            folder = tmp_path / f"changed {self.layer_names.index(name)}"
+            self.write(graph, self.plan(graph, RecordSet({**records, name: changed})), folder, flavor)
+            if contents(folder) == contents(tmp_path / "as is"):
+                lost.append(name)
+        assert lost == []
 
     def test_companions_are_files_of_the_same_write(self, source: Any, tmp_path: Path) -> None:
         graph = self.graph(source)

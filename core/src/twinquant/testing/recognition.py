@@ -1,3 +1,5 @@
+# A test's name is its sentence, so the tests of a contract have no docstrings:
+# ruff: noqa: D102
 """Contract tests: who the framework is, and which sources it claims."""
 
 from __future__ import annotations
@@ -6,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +57,9 @@ class RecognitionContract(Subject):
         assert claimed == []
 
     def test_recognizing_imports_nothing_heavy(self, source: Any, tmp_path: Path) -> None:
-        asked = [[self.framework().name], [str(tmp_path / "other.bin")]]
-        if files_of(source):
-            asked.append([_as_text(source)])
-        argument = json.dumps([item for items in asked for item in items])
-        run = subprocess.run(
-            [sys.executable, "-c", _LIST_IMPORTS, argument], capture_output=True, text=True, check=False
-        )
+        sources = [str(tmp_path / "other.bin"), *([_as_text(source)] if files_of(source) else [])]
+        command = [sys.executable, "-c", _LIST_IMPORTS, json.dumps([self.framework().name, *sources])]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stderr
         own = type(self.framework()).__module__.partition(".")[0]
         allowed = _CORE_MODULES | self.light_modules | {own}
@@ -89,10 +88,9 @@ class RecognitionContract(Subject):
 
         def damaged(path: Path) -> Path:
             content = path.read_bytes()
+            damages = {"empty": b"", "noise": b"\xff\x00noise" * 50, "cut": content[: len(content) // 2]}
             copy = tmp_path / path.name
-            copy.write_bytes(
-                {"empty": b"", "noise": b"\xff\x00noise" * 50, "cut": content[: len(content) // 2]}[damage]
-            )
+            copy.write_bytes(damages[damage])
             return copy
 
         broken = relocated(source, damaged)
@@ -101,7 +99,7 @@ class RecognitionContract(Subject):
             self.framework().load(broken)
 
     def test_its_inputs_are_the_files_of_the_source(self, source: Any) -> None:
-        inputs = {Path(path).resolve() for path in self.framework().inputs(source)}
+        inputs = {Path(path).resolve() for path in self.framework().inputs(source, self.framework().load(source))}
         assert {path.resolve() for path in files_of(source)} <= inputs
         assert all(path.is_file() for path in inputs)
 
@@ -113,7 +111,7 @@ class RecognitionContract(Subject):
 
     def test_a_capability_that_is_not_declared_is_a_capability_error(self, tmp_path: Path) -> None:
         framework = self.framework()
-        calls = {
+        calls: dict[Capability, Callable[[], object]] = {
             Capability.VERIFY: lambda: framework.verify(tmp_path / "a", tmp_path / "b", None),
             Capability.INSPECT: lambda: framework.inspect(tmp_path / "a"),
             Capability.DEMO: lambda: framework.demo(tmp_path),

@@ -1,3 +1,5 @@
+# A test's name is its sentence, so the tests of a contract have no docstrings:
+# ruff: noqa: D102
 """Contract tests: the framework under `twinquant.save_model`, from the source to both twins."""
 
 from __future__ import annotations
@@ -35,11 +37,10 @@ class SavingContract(Subject):
         return twinquant.save_model(source, chosen, save_path, save_type=save_type)
 
     def test_both_twins_land_in_the_folder_and_nothing_else(self, source: Any, tmp_path: Path) -> None:
-        output = self.save(source, tmp_path / "out" / "net")
+        folder = tmp_path / "out"
+        output = self.save(source, folder / "net")
         files = [*output.fake_quant.files, *output.deploy.files, *output.sidecars]
-        assert {file.resolve() for file in files} == {
-            (tmp_path / "out" / name).resolve() for name in contents(tmp_path / "out")
-        }
+        assert {file.resolve() for file in files} == {folder.resolve() / name for name in contents(folder)}
         assert tuple(layer.name for layer in output.plan) == tuple(self.layer_names)
 
     def test_a_record_file_saves_what_its_records_save(self, source: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from twinquant.verification.integer_layers import Accumulator, Window, convolve, convolve_transposed, multiply
 from twinquant.verification.judge import (
+    RELATIVE_TOLERANCE,
     Judgement,
     allowed_difference,
     judge_integers,
@@ -12,6 +13,7 @@ from twinquant.verification.judge import (
 from twinquant.verification.report import LayerVerdict, VerifyReport
 
 __all__ = [
+    "RELATIVE_TOLERANCE",
     "Accumulator",
     "Judgement",
     "LayerVerdict",

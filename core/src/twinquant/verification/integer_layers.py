@@ -123,7 +123,11 @@ def _magnitude(weight: Array) -> npt.NDArray[np.int64]:
 
 
 def _accumulate(
-    product_of: Callable[[Array, Array], Array], x: Array, weight: Array, bias: Array | None, fan_in: npt.NDArray[np.int64]
+    product_of: Callable[[Array, Array], Array],
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    fan_in: npt.NDArray[np.int64],
 ) -> Accumulator:
     """Compute a bilinear product exactly: in float32 where that is proven exact, else in float64 (exact up to 2^53)."""
     largest_bias = float(np.abs(bias.astype(np.float64)).max()) if bias is not None and bias.size else 0.0

@@ -10,7 +10,15 @@ import numpy.typing as npt
 
 from twinquant.verification.integer_layers import EXACT_LIMIT, Accumulator
 
-__all__ = ["RELATIVE_TOLERANCE", "Judgement", "allowed_difference", "judge_integers", "judge_values", "largest_difference", "overflow_note"]
+__all__ = [
+    "RELATIVE_TOLERANCE",
+    "Judgement",
+    "allowed_difference",
+    "judge_integers",
+    "judge_values",
+    "largest_difference",
+    "overflow_note",
+]
 
 RELATIVE_TOLERANCE = 1e-6
 """Allowed difference where float32 sums are inexact, as a part of (sum|x * w| + |bias|) * scale."""

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from twinquant.errors import ModelContentError, ModelFileError
-from twinquant.numerics import integer_range, pack_dequant_parameter, quantize_bias, quantize_weight, reciprocal_scale
+from twinquant.numerics import (
+    integer_range,
+    pack_dequant_parameter,
+    quantize_bias,
+    quantize_weight,
+    reciprocal_scale,
+    scale_for_shape,
+)
 from twinquant.outputs.artifact import Flavor
 from twinquant.plan import ActivationQuant, LayerInfo, LayerKind, LayerPlan, QuantPlan
 from twinquant.registry import Framework, Match
@@ -66,10 +73,11 @@ class ToyFramework(Framework):
 
 
 def _lower(layer: dict[str, Any], plan: LayerPlan, flavor: Flavor) -> dict[str, Any]:
-    """Quantize one layer: both twins hold the same integers, the fake-quant one as floats."""
+    """Quantize one layer: both twins hold the same integers, the fake-quant one as floats, JSON at any bit width."""
     assert plan.weight is not None and plan.bias is not None  # every toy layer has both
     try:
-        weight: Any = quantize_weight(layer["weight"], plan.weight.scale, plan.weight.num_bits)
+        scale = scale_for_shape(plan.weight.scale, ndim=2, axis=0)
+        weight: Any = quantize_weight(layer["weight"], scale, plan.weight.num_bits)
         bias: Any = quantize_bias(layer["bias"], plan.bias.scale)
     except ValueError as error:
         raise ModelContentError(f"layer {layer['name']!r} cannot be quantized: {error}") from error

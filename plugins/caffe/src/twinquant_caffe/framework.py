@@ -73,8 +73,9 @@ class CaffeFramework(Framework):
         """
         self._refuse()
 
-    def inputs(self, source: Any) -> Sequence[Path]:
+    def inputs(self, source: Any, graph: Any) -> Sequence[Path]:
         """List the prototxt and the caffemodel."""
+        del graph
         return _files(source)
 
     def _refuse(self) -> NoReturn:

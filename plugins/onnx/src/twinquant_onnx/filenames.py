@@ -34,8 +34,8 @@ def safe_file_name(tensor_name: str, ending: str, taken: AbstractSet[str]) -> st
         taken: the `name_key` of every name that is in use.
 
     Returns:
-        a name without a folder, of at most `MAX_NAME_BYTES` bytes, whose `name_key` is not in `taken`. Unsafe characters
-        are percent-encoded; a long name is cut and gets a digest of the whole; a taken one gets a number.
+        A name without a folder, of at most `MAX_NAME_BYTES` bytes, whose `name_key` is not in `taken`. Unsafe
+        characters are percent-encoded; a long name is cut and gets a digest of the whole; a taken one gets a number.
     """
     stem = _UNSAFE.sub(_percent_encoded, tensor_name) or "%"
     if _size(stem + ending) > MAX_NAME_BYTES:

@@ -52,11 +52,9 @@ class OnnxFramework(Framework):
 
         return write_model(graph, folder, prefix, flavor.value)
 
-    def inputs(self, source: Any) -> Sequence[Path]:
+    def inputs(self, source: Any, graph: LoadedModel) -> Sequence[Path]:
         """List the model file and its external data files."""
-        from twinquant_onnx.load import input_files
-
-        return input_files(source)
+        return graph.graph.inputs
 
     def companions(self, model: Path) -> Sequence[str]:
         """List the external data files that an .onnx file refers to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from twinquant_onnx.constants import Constant, ConstantFinder, is_float, type_na
 from twinquant_onnx.element_types import TensorTypes, infer_types
 from twinquant_onnx.graph import OnnxGraph
 from twinquant_onnx.rnn import rnn_refusal
-from twinquant_onnx.topology import MAIN_DOMAINS, Reader, Topology, read_topology
+from twinquant_onnx.topology import MAIN_DOMAINS, Reader, Topology, read_topology, subgraphs
 
 __all__ = ["OPERATORS", "LoadedModel", "Operator", "Site", "analyse"]
 
@@ -117,7 +118,22 @@ def analyse(graph: OnnxGraph) -> LoadedModel:
         else:
             sites[index] = site
             layers.append(_info(main, site))
+    own_names = set(topology.names)
+    layers.extend(layer for node in main.node for layer in _inner_layers(node) if layer.name not in own_names)
     return LoadedModel(graph, topology, tuple(layers), sites)
+
+
+def _inner_layers(node: onnx.NodeProto) -> Iterator[LayerInfo]:
+    """Describe the named nodes inside a node's subgraphs: a record may name them, but they stay as they are."""
+    for subgraph in subgraphs(node):
+        for inner in subgraph.node:
+            operator = OPERATORS.get(inner.op_type)
+            if inner.name:
+                refusal = (
+                    f"it is inside a subgraph of the {node.op_type} {node.name!r}; only the main graph is quantized"
+                )
+                yield LayerInfo(inner.name, inner.op_type, operator.kind if operator else None, refusal=refusal)
+            yield from _inner_layers(inner)
 
 
 @dataclass(frozen=True, slots=True)

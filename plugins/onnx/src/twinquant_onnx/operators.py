@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 __all__ = ["AttributeValue", "ascend_dequant", "ascend_quant", "cast", "constant", "make_node", "set_attribute"]
 
@@ -57,7 +56,9 @@ def constant(name: str, output: str, value: npt.NDArray[Any]) -> onnx.NodeProto:
     """Return a Constant that holds an array."""
     node = make_node("Constant", name, [], [output])
     attribute = node.attribute.add(name="value", type=onnx.AttributeProto.TENSOR)
-    attribute.t.CopyFrom(numpy_helper.from_array(np.asarray(value)))
+    attribute.t.data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
+    attribute.t.dims.extend(value.shape)
+    attribute.t.raw_data = value.tobytes()
     return node
 
 

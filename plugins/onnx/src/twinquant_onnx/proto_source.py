@@ -17,6 +17,7 @@ from twinquant_onnx.skeleton import MINIMUM_STORED_BYTES, RAW_LAYOUT_FIELDS
 from twinquant_onnx.tensor_sizes import stored_nbytes
 from twinquant_onnx.tensors import Bytes
 from twinquant_onnx.traversal import HOLDERS, tensors_in
+from twinquant_onnx.wire import header
 
 __all__ = ["load_proto"]
 
@@ -55,7 +56,7 @@ def _copy(source: Any, target: Any, store: TensorStore) -> None:
     holders = HOLDERS[source.DESCRIPTOR.name]
     for field, value in source.ListFields():
         if field.name not in holders:
-            _copy_field(field.name, value, target)
+            _copy_field(field, value, target)
         elif hasattr(value, "DESCRIPTOR"):
             _copy_whole_or_in_parts(value, getattr(target, field.name), store)
         else:
@@ -73,9 +74,10 @@ def _copy_whole_or_in_parts(source: Any, target: Any, store: TensorStore) -> Non
 
 
 def _copy_tensor(source: onnx.TensorProto, target: onnx.TensorProto, store: TensorStore) -> None:
-    for field, value in source.ListFields():
-        if field.name not in _DATA_FIELDS:
-            _copy_field(field.name, value, target)
+    # Field by field: ListFields would copy the data out of the message.
+    for field in source.DESCRIPTOR.fields:
+        if field.name not in _DATA_FIELDS and (field.has_presence is False or source.HasField(field.name)):
+            _copy_field(field, getattr(source, field.name), target)
     store.attach(target, LazyBytes(_raw_size(source), partial(_raw_bytes, source)))
 
 
@@ -95,10 +97,15 @@ def _raw_size(tensor: onnx.TensorProto) -> int:
     return len(getattr(tensor, field)) * np.dtype(_RAW_LAYOUT_DTYPES[field]).itemsize
 
 
-def _copy_field(name: str, value: Any, target: Any) -> None:
-    if hasattr(value, "DESCRIPTOR"):
-        getattr(target, name).CopyFrom(value)
+def _copy_field(field: Any, value: Any, target: Any) -> None:
+    if field.type == field.TYPE_STRING:
+        # Text that is not UTF-8 is read as bytes and cannot be set, only parsed.
+        for text in (value,) if isinstance(value, (str, bytes)) else value:
+            data = text.encode() if isinstance(text, str) else text
+            target.MergeFromString(header(field.number, len(data)) + data)
+    elif hasattr(value, "DESCRIPTOR"):
+        getattr(target, field.name).CopyFrom(value)
     elif hasattr(value, "extend"):
-        getattr(target, name).extend(value)
+        getattr(target, field.name).extend(value)
     else:
-        setattr(target, name, value)
+        setattr(target, field.name, value)

@@ -20,7 +20,9 @@ _MODEL_FIELDS = {
 }
 """The fields of ModelProto and their wire types."""
 
-_GRAPH_FIELDS = frozenset((1, 2, 5, 10, 11, 12, 13, 14, 15, 16))
+_GRAPH_TAGS = frozenset(number << 3 | LENGTH_DELIMITED for number in (1, 2, 5, 10, 11, 12, 13, 14, 15, 16))
+"""What the fields of GraphProto start with."""
+
 _LONGEST_HEADER = 20
 _MOST_FIELDS = 1000
 
@@ -73,6 +75,6 @@ def _starts_like_model(file: BinaryIO) -> bool:
             return False
         value, stop = read_varint(head, body, len(head))
         if number == _GRAPH:
-            return value == 0 or read_varint(head, stop, len(head))[0] >> 3 in _GRAPH_FIELDS
+            return value == 0 or read_varint(head, stop, len(head))[0] in _GRAPH_TAGS
         position += stop + (value if wire_type == LENGTH_DELIMITED else 0)
     return False

@@ -18,6 +18,7 @@ from twinquant.errors import VerificationError
 from twinquant_onnx.graph import OnnxGraph, TensorStore
 from twinquant_onnx.tensors import RandomAccess
 from twinquant_onnx.topology import captured_names
+from twinquant_onnx.traversal import tensors_in
 
 __all__ = ["ORT_ERRORS", "ArrayStep", "Pipeline"]
 
@@ -94,15 +95,22 @@ class Pipeline:
         graph: the model: gives constants, opset imports and functions.
         work: its nodes in topological order, Constant nodes left out or not, with steps in place of some.
         wanted: the tensors to yield.
+        inputs: the tensors that are fed; None: the graph's inputs.
 
     Raises:
         VerificationError: something reads a tensor that nothing before it makes.
     """
 
-    def __init__(self, graph: OnnxGraph, work: Sequence[onnx.NodeProto | ArrayStep], wanted: Iterable[str]) -> None:
+    def __init__(
+        self,
+        graph: OnnxGraph,
+        work: Sequence[onnx.NodeProto | ArrayStep],
+        wanted: Iterable[str],
+        inputs: Iterable[str] | None = None,
+    ) -> None:
         main = graph.model.graph
         self._graph = graph
-        self._inputs = {value.name for value in main.input}
+        self._inputs = {value.name for value in main.input} if inputs is None else set(inputs)
         self._initializers = {tensor.name: tensor for tensor in main.initializer}
         self._sparse = {tensor.values.name: tensor for tensor in main.sparse_initializer}
         self._constant_nodes = {n.output[0]: n for n in main.node if n.op_type == "Constant" and n.output}
@@ -258,7 +266,7 @@ class Pipeline:
                 if array is not None:
                     shared[name] = array
         model.graph.node.extend(piece.nodes)
-        for tensor in _tensors(model.graph):
+        for tensor, _ in tensors_in(model):
             if tensor.name not in shared:
                 _inline(tensor, self._graph.store)
         for name, text in zip(piece.reads, types, strict=True):
@@ -312,23 +320,6 @@ def _inline(tensor: onnx.TensorProto, store: TensorStore) -> None:
         tensor.raw_data = raw
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Yield every tensor of a graph, those in attributes and subgraphs included."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield sparse.values
-        yield sparse.indices
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            if attribute.HasField("g"):
-                yield from _tensors(attribute.g)
-            for inner in attribute.graphs:
-                yield from _tensors(inner)
-
-
 def _type(name: str, text: str) -> onnx.TypeProto:
     """Turn ONNX Runtime's spelling of a type, such as `seq(tensor(float))`, into ONNX's."""
     match = re.fullmatch(r"(seq\()?tensor\((\w+)\)\)?", text)
@@ -349,4 +340,5 @@ def _is_array(value: Any) -> bool:
 
 
 def _to_array(value: Any) -> Array:
-    return np.asarray(value.numpy())
+    # numpy() gives a view that does not keep the value alive (onnxruntime 1.32).
+    return np.array(value.numpy())

@@ -47,12 +47,15 @@ class RandomAccess(TensorBytes):
         """Fill `out` (uint8, contiguous) with the bytes from `start` on."""
 
     def blocks(self) -> Iterator[Bytes]:
-        """Yield the bytes in blocks of at most `IO_BYTES`."""
+        """Yield the bytes in blocks of at most `IO_BYTES`, and close."""
         buffer = np.empty(min(self.nbytes, IO_BYTES), np.uint8)
-        for start in range(0, self.nbytes, IO_BYTES):
-            part = buffer[: min(IO_BYTES, self.nbytes - start)]
-            self.read_into(start, part)
-            yield part
+        try:
+            for start in range(0, self.nbytes, IO_BYTES):
+                part = buffer[: min(IO_BYTES, self.nbytes - start)]
+                self.read_into(start, part)
+                yield part
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Release what reading keeps open; the next read opens it again."""
@@ -76,7 +79,7 @@ class FileRange(RandomAccess):
         """Fill `out` from the file; the file stays open between reads of one source."""
         if self._file is None:
             self._file = self.path.open("rb", buffering=0)
-        view = memoryview(out)
+        view = out.data
         self._file.seek(self.offset + start)
         while len(view):
             count = self._file.readinto(view)
@@ -85,11 +88,6 @@ class FileRange(RandomAccess):
                     f"{str(self.path)!r} ends before byte {self.offset + start + len(out)}: it is truncated"
                 )
             view = view[count:]
-
-    def blocks(self) -> Iterator[Bytes]:
-        """Yield the bytes in blocks and close the file."""
-        yield from super().blocks()
-        self.close()
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""

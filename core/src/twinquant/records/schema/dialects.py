@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Set as AbstractSet
-
 from twinquant.records.record import Dialect
 
 __all__ = ["detect_dialect", "known_fields"]
@@ -64,7 +62,7 @@ def known_fields(dialect: Dialect) -> tuple[str, ...]:
     return _KNOWN_FIELDS[dialect]
 
 
-def detect_dialect(present: AbstractSet[str]) -> Dialect:
+def detect_dialect(present: set[str]) -> Dialect:
     """Tell whose dialect a file is in from the fields it uses.
 
     The first rule that holds decides:

@@ -1,7 +1,7 @@
 """The fields that any dialect of record files knows.
 
-Text format matches fields by name, so one superset reads every dialect. The numbers are those of the torch dialect; fields
-that it does not have are numbered from 101, outside the range any dialect uses.
+Text format matches fields by name, so one superset reads every dialect. The numbers are those of the torch dialect;
+fields that it does not have are numbered from 101, outside the range any dialect uses.
 """
 
 from __future__ import annotations

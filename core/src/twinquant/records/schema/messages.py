@@ -1,7 +1,7 @@
 """The protobuf message of a whole record file, built at run time from the field table.
 
-Generated code is bound to one range of protobuf versions; descriptors built at run time work with every version. They live
-in a pool and a package of their own, so that a program may load the vendor's schema beside this one.
+Generated code is bound to one range of protobuf versions; descriptors built at run time work with every version. They
+live in a pool and a package of their own, so that a program may load the vendor's schema beside this one.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def record_file_message() -> Any:
     """Give the class of the message that a record file is the text of.
 
     Returns:
-        A protobuf message class `ScaleOffsetRecord` with repeated `record` entries of `key`, `value` and `kv_cache_value`.
-        `prune_record` has no fields: its contents are another feature's and are set aside before parsing.
+        The protobuf message class `ScaleOffsetRecord`: repeated `record` entries of `key`, `value` and
+        `kv_cache_value`. `prune_record` has no fields: its contents are another feature's and are set aside before
+        parsing.
     """
     file = descriptor_pb2.FileDescriptorProto(name="twinquant_records.proto", package=_PACKAGE, syntax="proto2")
     _add_message(file, "SingleLayerRecord", LAYER_FIELDS)
@@ -55,13 +56,15 @@ def field_homes() -> dict[str, dict[str, str]]:
     """Tell where each field belongs, for messages about misplaced and misspelt fields.
 
     Returns:
-        By full protobuf message name: by field name: how a user knows the block, such as "a 'value' block".
+        By full protobuf message name: by field name: where, such as "in a 'value' block".
     """
     return {
-        f"{_PACKAGE}.ScaleOffsetRecord": dict.fromkeys(("record", "prune_record"), "the file outside of all blocks"),
-        f"{_PACKAGE}.Record": dict.fromkeys(("key", "value", "kv_cache_value"), "a 'record' block"),
-        f"{_PACKAGE}.SingleLayerRecord": dict.fromkeys((spec.name for spec in LAYER_FIELDS), "a 'value' block"),
-        f"{_PACKAGE}.KvCacheRecord": dict.fromkeys((spec.name for spec in KV_CACHE_FIELDS), "a 'kv_cache_value' block"),
+        f"{_PACKAGE}.ScaleOffsetRecord": dict.fromkeys(("record", "prune_record"), "at the top level of the file"),
+        f"{_PACKAGE}.Record": dict.fromkeys(("key", "value", "kv_cache_value"), "in a 'record' block"),
+        f"{_PACKAGE}.SingleLayerRecord": dict.fromkeys((spec.name for spec in LAYER_FIELDS), "in a 'value' block"),
+        f"{_PACKAGE}.KvCacheRecord": dict.fromkeys(
+            (spec.name for spec in KV_CACHE_FIELDS), "in a 'kv_cache_value' block"
+        ),
     }
 
 

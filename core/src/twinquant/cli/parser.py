@@ -1,0 +1,84 @@
+"""The arguments of every command. Imports none of the commands, so that `--help` and `--version` answer at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import twinquant
+
+__all__ = ["COMMANDS", "build_parser"]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; the chosen command is in `command`, None where there is none."""
+    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    shared.add_argument("-v", "--verbose", action="count", help="tell what is being done; twice: in detail")
+
+    parser = argparse.ArgumentParser(
+        prog="twinquant",
+        description="A model and its record become two twins: one to run in float, one for the device compiler.",
+        epilog="Exit codes: 0 done; 1 something is wrong with the input, or the twins disagree; 2 wrong usage.",
+        parents=[shared],
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {twinquant.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
+    for name, (sentence, declare) in COMMANDS.items():
+        description = f"{sentence[0].upper()}{sentence[1:]}."
+        declare(commands.add_parser(name, help=sentence, description=description, parents=[shared]))
+    return parser
+
+
+def _save(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="the float model")
+    parser.add_argument("record", metavar="RECORD", help="the record file: what calibration measured")
+    parser.add_argument("save_path", metavar="SAVE_PATH", help="folder/prefix of the files, or a folder/")
+    parser.add_argument("--save-type", choices=("Both", "Fakequant", "Deploy"), default="Both", help="which twins")
+    _framework(parser)
+
+
+def _plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="the float model")
+    parser.add_argument(
+        "record", metavar="RECORD", nargs="?", help="the record file; without it: which layers could be quantized"
+    )
+    _framework(parser)
+
+
+def _inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="RECORD_OR_MODEL", help="a record file, or a model that a plugin recognizes")
+    _framework(parser)
+
+
+def _verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("fake_quant", metavar="FAKE_QUANT", help="the fake-quant model")
+    parser.add_argument("deploy", metavar="DEPLOY", help="the deploy model")
+    parser.add_argument("--data", metavar="FILE.npz", help="input arrays by input name (default: seeded random arrays)")
+    _framework(parser)
+
+
+def _plugins(parser: argparse.ArgumentParser) -> None:
+    del parser  # it has no arguments of its own
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    folder = Path("twinquant_demo")
+    parser.add_argument("--folder", type=Path, metavar="DIR", default=folder, help="where the files go (%(default)s)")
+    _framework(parser)
+
+
+def _framework(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--framework", metavar="NAME", help="which plugin reads the model (default: the best claim)")
+
+
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "save": ("turn a model and its record into a fake-quant twin and a deploy twin", _save),
+    "plan": ("list every node: quantized or not, with which factors, and why not", _plan),
+    "inspect": ("tell what a record file or a model holds", _inspect),
+    "verify": ("prove that a fake-quant twin and a deploy twin hold the same integers and compute the same", _verify),
+    "plugins": ("list the framework plugins: ok, broken and why, or absent and how to install them", _plugins),
+    "demo": ("quantize a shipped network that reads handwritten digits, and compare its accuracies", _demo),
+}
+"""What each command is for and which arguments it has; the module of the same name runs it."""

@@ -1,0 +1,178 @@
+"""The shipped digits network: what is stored is what the scripts describe, and the command line does it all."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+
+from twinquant.records import parse_record_file
+
+SHIPPED = Path(find_spec("twinquant_onnx").origin).parent / "demo"
+MODEL = SHIPPED / "digits.onnx"
+RECORD = SHIPPED / "digits_record.txt"
+LAYERS = {
+    "conv1": "Conv",
+    "conv2_depthwise": "Conv",
+    "conv2_pointwise": "Conv",
+    "pool1": "AveragePool",
+    "conv3": "Conv",
+    "pool2": "AveragePool",
+    "fc1": "Gemm",
+    "fc2": "Gemm",
+}
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    """(float32 input (450, 1, 8, 8), labels (450,)) of the digits that training never saw."""
+    with np.load(SHIPPED / "held_out_digits.npz") as digits:
+        return digits["images"].astype(np.float32)[:, None] / 16, digits["labels"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Folder of the twins that the command line saves."""
+    folder = tmp_path_factory.mktemp("digits")
+    assert twinquant("save", MODEL, RECORD, folder / "digits").returncode == 0
+    return folder
+
+
+def twinquant(*argv, **options):
+    command = [sys.executable, "-m", "twinquant", *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def scores(model, images):
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    return session.run(["scores"], {"image": images})[0]
+
+
+def accuracy(model, images, labels):
+    return float(np.mean(scores(model, images).argmax(axis=1) == labels))
+
+
+def test_the_stored_files_are_smaller_than_a_megabyte():
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir() if path.is_file()) < 1_000_000
+
+
+def test_the_stored_network_is_the_one_that_the_script_describes():
+    model = onnx.load(MODEL)
+    onnx.checker.check_model(model, full_check=True)
+    assert {node.name: node.op_type for node in model.graph.node if node.name in LAYERS} == LAYERS
+    assert {node.op_type for node in model.graph.node} == {"Conv", "Relu", "AveragePool", "Flatten", "Gemm"}
+    assert {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer} == {
+        "conv1.weight": (16, 1, 3, 3),
+        "conv1.bias": (16,),
+        "conv2_depthwise.weight": (16, 1, 3, 3),
+        "conv2_depthwise.bias": (16,),
+        "conv2_pointwise.weight": (32, 16, 1, 1),
+        "conv2_pointwise.bias": (32,),
+        "conv3.weight": (32, 8, 3, 3),
+        "conv3.bias": (32,),
+        "fc1.weight": (32, 128),
+        "fc1.bias": (32,),
+        "fc2.weight": (10, 32),
+        "fc2.bias": (10,),
+    }
+
+
+def test_the_stored_network_reads_more_than_97_percent_of_held_out_digits(held_out):
+    images, labels = held_out
+    assert np.bincount(labels).tolist() == [45, 46, 44, 46, 45, 46, 45, 45, 43, 45]
+    assert accuracy(MODEL, images, labels) > 0.97
+
+
+def test_the_stored_record_holds_the_weights_own_maxima():
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(MODEL).graph.initializer}
+    records = parse_record_file(RECORD)
+    assert list(records.records) == list(LAYERS)
+    for record in records:
+        if LAYERS[record.key] == "AveragePool":
+            expected = np.ones(1)
+        elif LAYERS[record.key] == "Conv":
+            expected = np.abs(weights[f"{record.key}.weight"]).max(axis=(1, 2, 3)) / 127
+        else:
+            expected = np.abs(weights[f"{record.key}.weight"]).max().reshape(1) / 127
+        np.testing.assert_allclose(record.scale_w, expected, rtol=1e-6)
+
+
+def test_the_stored_held_out_digits_are_scikit_learns(held_out):
+    datasets = pytest.importorskip("sklearn.datasets")
+    every = {(image.astype(np.uint8).tobytes(), int(label)) for image, label in zip(*digits_of(datasets), strict=True)}
+    images, labels = held_out
+    stored = {((i * 16).astype(np.uint8).tobytes(), int(label)) for i, label in zip(images, labels, strict=True)}
+    assert stored <= every
+
+
+def digits_of(datasets):
+    digits = datasets.load_digits()
+    return digits.images, digits.target
+
+
+def test_save_on_the_command_line_writes_a_fake_twin_as_accurate_as_float(saved, held_out):
+    drop = accuracy(MODEL, *held_out) - accuracy(saved / "digits_fake_quant_model.onnx", *held_out)
+    assert abs(drop) <= 0.01
+
+
+def test_plan_on_the_command_line_lists_every_node():
+    done = twinquant("plan", MODEL, RECORD)
+    assert done.returncode == 0, done.stderr
+    quantized = dict(re.findall(r"^(\w+) +\w+ +(yes|no) ", done.stdout, re.MULTILINE))
+    assert {name for name, answer in quantized.items() if answer == "yes"} == set(LAYERS)
+    assert len(quantized) == len(onnx.load(MODEL).graph.node)
+
+
+@pytest.mark.parametrize("file", [MODEL, RECORD], ids=lambda path: path.name)
+def test_inspect_on_the_command_line_reads_the_model_and_the_record(file):
+    done = twinquant("inspect", file)
+    assert done.returncode == 0, done.stderr
+    assert "conv2_pointwise" in done.stdout or "Conv" in done.stdout
+
+
+def test_verify_on_the_command_line_agrees_on_held_out_digits(saved, held_out, tmp_path):
+    np.savez(tmp_path / "digits.npz", image=held_out[0])
+    twins = saved / "digits_fake_quant_model.onnx", saved / "digits_deploy_model.onnx"
+    done = twinquant("verify", *twins, "--data", tmp_path / "digits.npz")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == f"the twins agree: {len(LAYERS)} layers checked"
+
+
+def test_verify_on_the_command_line_finds_one_changed_weight(saved, tmp_path):
+    deploy = onnx.load(saved / "digits_deploy_model.onnx")
+    (weight,) = (tensor for tensor in deploy.graph.initializer if tensor.name == "conv3.weight")
+    values = numpy_helper.to_array(weight).copy()
+    values[5, 2, 1, 1] += 1 if values[5, 2, 1, 1] < 0 else -1
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(deploy, tmp_path / "changed.onnx")
+    done = twinquant("verify", saved / "digits_fake_quant_model.onnx", tmp_path / "changed.onnx")
+    assert done.returncode == 1, done.stderr
+    assert re.search(r"^conv3 +Conv +\w+ +NO", done.stdout, re.MULTILINE)
+
+
+def test_the_demo_prints_three_accuracies_in_one_table(tmp_path, held_out):
+    done = twinquant("demo", "--folder", tmp_path / "demo")
+    assert done.returncode == 0, done.stderr
+    shown = dict(re.findall(r"^accuracy of the (.+?)  +([\d.]+)% of 450 held-out digits$", done.stdout, re.MULTILINE))
+    assert set(shown) == {"float model", "fake-quant twin", "deploy twin"}
+    assert float(shown["float model"]) == pytest.approx(100 * accuracy(MODEL, *held_out), abs=0.01)
+    assert all(float(percent) > 97 for percent in shown.values())
+    assert "the twins agree" in done.stdout
+
+
+def test_the_demo_needs_neither_torch_nor_scikit_learn(tmp_path):
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'sklearn']))\n"
+        "import twinquant.cli; raise SystemExit(twinquant.cli.main(['demo', '--folder', sys.argv[1]]))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "demo")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 0, done.stderr
