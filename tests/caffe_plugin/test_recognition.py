@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+import twinquant
 from twinquant.errors import ModelFileError, UnsupportedModelError
 from twinquant.outputs import Flavor
 from twinquant.plan import QuantPlan
+from twinquant.records import LayerRecord, RecordSet
 from twinquant.registry import Match, select_framework
 from twinquant_caffe.framework import CaffeFramework
 
@@ -120,6 +122,13 @@ def test_loading_a_missing_file_names_it(net):
 def test_every_later_step_is_refused_alike(call):
     with pytest.raises(UnsupportedModelError, match="only recognizes"):
         call(CaffeFramework())
+
+
+def test_saving_a_net_says_what_to_do_and_writes_nothing(net, tmp_path):
+    record = RecordSet({"conv": LayerRecord("conv")})
+    with pytest.raises(UnsupportedModelError, match="only recognizes"):
+        twinquant.save_model(net, record, tmp_path / "out" / "net")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_inputs_are_both_files(net):

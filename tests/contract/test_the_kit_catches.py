@@ -11,9 +11,13 @@ from twinquant.outputs import Flavor
 from twinquant.plan import QuantPlan
 from twinquant.registry import Capability, Match
 from twinquant.testing import FrameworkContract
+from twinquant.verification import VerifyReport
 from twinquant_toy.framework import ToyFramework
 
 COUNTER = itertools.count()
+
+CAUGHT = (AssertionError, pytest.fail.Exception, OSError, ValueError)
+"""What a failing test of the contract raises: its own verdict, or an error that should have been a TwinQuantError."""
 
 
 class ClaimsEverything(ToyFramework):
@@ -181,16 +185,18 @@ def failures_of(kind, test, tmp_path):
     """Run one test of the contract with each of its parameters; return what it raises."""
     contract = Contract(kind)
     method = getattr(contract, test)
-    (names, values), *_ = [mark.args for mark in getattr(method, "pytestmark", [])] or [("", [None])]
+    (names, values), *_ = [mark.args for mark in getattr(method, "pytestmark", [])] or [((), [()])]
+    if isinstance(names, str):
+        names, values = (names,), [(value,) for value in values]
     failures = []
     for index, value in enumerate(values):
         folder = tmp_path / str(index)
         folder.mkdir()
-        known = {"source": contract.make_source(folder), "tmp_path": folder, names: value}
+        known = {"source": contract.make_source(folder), "tmp_path": folder, **dict(zip(names, value, strict=True))}
         arguments = {name: known[name] for name in inspect.signature(method).parameters}
         try:
             method(**arguments)
-        except (Exception, pytest.fail.Exception) as failure:  # noqa: BLE001  whatever makes the test fail
+        except CAUGHT as failure:
             failures.append(failure)
     return failures
 
@@ -198,6 +204,81 @@ def failures_of(kind, test, tmp_path):
 @pytest.mark.parametrize(("kind", "test"), FAULTS, ids=[f"{kind.__name__}-{test}" for kind, test in FAULTS])
 def test_the_fault_is_caught(kind, test, tmp_path):
     assert failures_of(kind, test, tmp_path)
+
+
+def always_agree(framework, fake_quant, deploy, data):
+    return VerifyReport(layers=())
+
+
+def write_a_timestamp(framework, graph, folder, prefix, flavor):
+    (folder / f"{prefix}_{flavor.value}_model.toy.json").write_text(str(next(COUNTER)))
+    return [folder / f"{prefix}_{flavor.value}_model.toy.json"]
+
+
+def spoil_the_source(framework, source):
+    with source.open("a") as stream:
+        stream.write(" ")
+    return LOAD(framework, source)
+
+
+def reverse_the_layers(framework, graph):
+    return LAYERS(framework, graph)[::-1]
+
+
+LOAD, LAYERS = ToyFramework.load, ToyFramework.layers
+BLIND = {"verify": always_agree, "capabilities": frozenset({Capability.VERIFY})}
+
+
+@pytest.mark.parametrize(
+    ("changes", "test"),
+    [
+        (BLIND, "test_the_twins_of_different_records_do_not_verify"),
+        (BLIND, "test_the_twins_of_one_save_verify"),
+        ({"write": write_a_timestamp}, "test_saving_again_replaces_the_files_with_the_same"),
+        ({"write": write_a_timestamp}, "test_one_twin_alone_is_that_of_both"),
+        ({"load": spoil_the_source}, "test_the_source_stays_as_it_was_when_saved"),
+        ({"layers": reverse_the_layers}, "test_both_twins_land_in_the_folder_and_nothing_else"),
+    ],
+)
+def test_a_fault_of_the_installed_plugin_is_caught_when_saving(changes, test, tmp_path, monkeypatch):
+    for name, value in changes.items():
+        monkeypatch.setattr(ToyFramework, name, value)
+    assert failures_of(ToyFramework, test, tmp_path)
+
+
+HEAVY_PLUGIN = """
+from twinquant.registry import hookimpl
+from twinquant_toy.framework import ToyFramework
+PLUGIN_API = 1
+
+class Heavy(ToyFramework):
+    name = "heavy"
+    def recognize(self, source):
+        import iniconfig  # stands for something heavy; pytest depends on it, so it is there
+        return super().recognize(source)
+
+@hookimpl
+def twinquant_framework():
+    return Heavy()
+"""
+
+
+@pytest.mark.parametrize("heavy", [True, False])
+def test_a_heavy_import_is_caught(heavy, tmp_path, monkeypatch):
+    class Heavy(ToyFramework):
+        name = "heavy"
+
+    site = tmp_path / "site"
+    info = site / "heavy-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: heavy\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[twinquant.frameworks]\nheavy = heavy_plugin\n")
+    source = HEAVY_PLUGIN if heavy else HEAVY_PLUGIN.replace("iniconfig", "json")
+    (site / "heavy_plugin.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setattr(Contract, "light_modules", frozenset({"heavy_plugin", "twinquant_toy"}))
+    failures = failures_of(Heavy, "test_recognizing_imports_nothing_heavy", tmp_path)
+    assert ["['iniconfig'] == []" in str(failure) for failure in failures] == ([True] if heavy else [])
 
 
 @pytest.mark.parametrize("test", sorted({test for _, test in FAULTS}))

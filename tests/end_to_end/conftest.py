@@ -1,9 +1,13 @@
-"""Real photographs with text on them."""
+"""Real photographs with signs put up in them."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+
+WORDS = ["STATION 42", "hello world", "No Parking", "EXIT", "quantize", "Tea & Rice", "17:45 Gate B", "flowers"]
+PLATES_AND_INKS = [("white", "black"), ("navy", "white"), ("gold", "black")]
+MARGIN = 4
 
 
 @pytest.fixture(scope="session")
@@ -16,24 +20,31 @@ def photographs():
 
 @pytest.fixture(scope="session")
 def signs(photographs):
-    """Make n pictures of a size: a piece of a photograph with a word printed on it; uint8 (n, height, width, 3)."""
-    from PIL import ImageDraw, ImageFont
+    """Make n pictures of a size, uint8 (n, height, width, 3).
 
-    words = ["STATION 42", "hello world", "No Parking", "EXIT", "quantize", "Tea & Rice", "17:45 Gate B", "flowers"]
+    Each is a piece of a photograph with a word on a translucent plate; cropped pictures show the plate alone, stretched
+    to the size, as a text detector hands it to a recognizer.
+    """
+    from PIL import Image, ImageDraw, ImageFont
 
-    def make(n, height, width, letter_size, seed):
+    font = ImageFont.load_default(size=36)
+
+    def picture(random, index, width, height, cropped):
+        photograph = photographs[index % len(photographs)]
+        left, top = (int(random.integers(0, room)) for room in (photograph.width - 320, photograph.height - 320))
+        scene = photograph.crop((left, top, left + 320, top + 320))
+        word = WORDS[int(random.integers(len(WORDS)))]
+        plate, ink = PLATES_AND_INKS[int(random.integers(len(PLATES_AND_INKS)))]
+        at = (int(random.integers(MARGIN, 60)), int(random.integers(40, 280)))
+        left, top, right, bottom = ImageDraw.Draw(scene).textbbox(at, word, font=font, anchor="lm")
+        area = (left - MARGIN, top - MARGIN, right + MARGIN, bottom + MARGIN)
+        behind = scene.crop(area)
+        scene.paste(Image.blend(behind, Image.new("RGB", behind.size, plate), 0.85), area)
+        ImageDraw.Draw(scene).text(at, word, fill=ink, font=font, anchor="lm")
+        return np.asarray((scene.crop(area) if cropped else scene).resize((width, height)))
+
+    def make(n, width, height, *, cropped, seed):
         random = np.random.default_rng(seed)
-        font = ImageFont.load_default(size=letter_size)
-        pictures = []
-        for index in range(n):
-            photograph = photographs[index % len(photographs)]
-            left = int(random.integers(0, photograph.width - width + 1))
-            top = int(random.integers(0, photograph.height - height + 1))
-            picture = photograph.crop((left, top, left + width, top + height))
-            word = words[int(random.integers(len(words)))]
-            at = (int(random.integers(2, max(3, width // 8))), max(0, (height - letter_size) // 2 - 4))
-            ImageDraw.Draw(picture).text(at, word, fill=["white", "black"][index // 2 % 2], font=font)
-            pictures.append(np.asarray(picture))
-        return np.stack(pictures)
+        return np.stack([picture(random, index, width, height, cropped) for index in range(n)])
 
     return make

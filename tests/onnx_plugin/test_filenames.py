@@ -3,6 +3,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from twinquant_onnx.filenames import name_key, safe_file_name
 
 ENDING = "_deploy.external"

@@ -24,7 +24,7 @@ def test_ten_thousand_nodes_load_in_a_moment(tmp_path):
     start = time.process_time()
     load_model(tmp_path / "m.onnx")
 
-    assert time.process_time() - start < 0.5
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.heavy

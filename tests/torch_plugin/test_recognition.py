@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+import twinquant
 from twinquant.errors import ModelFileError, UnsupportedModelError
 from twinquant.outputs import Flavor
 from twinquant.plan import QuantPlan
+from twinquant.records import LayerRecord, RecordSet
 from twinquant.registry import Match, select_framework
 from twinquant_torch.framework import TorchFramework
 
@@ -55,6 +57,13 @@ def test_loading_says_what_is_missing_and_what_to_do(tmp_path, as_file):
 def test_loading_a_missing_file_names_it(tmp_path):
     with pytest.raises(ModelFileError, match="does not exist"):
         TorchFramework().load(tmp_path / "net.pt")
+
+
+def test_saving_a_module_says_what_to_do_and_writes_nothing(tmp_path):
+    record = RecordSet({"conv": LayerRecord("conv")})
+    with pytest.raises(UnsupportedModelError, match=r"torch\.onnx\.export"):
+        twinquant.save_model(UserNet(), record, tmp_path / "out" / "net")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

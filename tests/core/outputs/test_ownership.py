@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from twinquant.errors import OutputConflictError, OutputPathError
-from twinquant.outputs import Flavor
+from twinquant.outputs import Artifact, DualOutput, Flavor, commit, staging_folder
+from twinquant.plan import QuantPlan
 
 
 def names(folder: Path) -> set[str]:
@@ -174,3 +175,20 @@ def test_a_save_that_fails_deletes_nothing(toy, tmp_path, snapshot):
     with pytest.raises(OutputPathError):
         toy.save(tmp_path, 2, weights=["new"], inputs=[tmp_path / "deploy_model.toy"])
     assert snapshot(tmp_path) == before
+
+
+def test_a_left_over_file_that_the_new_model_still_refers_to_stays(toy, tmp_path):
+    toy.write_file(tmp_path / "labels.txt", 0)
+    toy.write_file(tmp_path / "deploy_model.toy", 0, companions=["labels.txt", "dropped.bin"])
+    toy.write_file(tmp_path / "dropped.bin", 0)
+    with staging_folder(tmp_path) as staging:
+        model = toy.write_file(staging / "deploy_model.toy", 1, companions=["labels.txt"])
+        output = DualOutput(QuantPlan("toy", ()), (Artifact(Flavor.DEPLOY, (model,)),))
+        commit(output, staging, tmp_path, inputs=(), companions=toy.companions_of)
+    assert names(tmp_path) == {"deploy_model.toy", "labels.txt"}
+
+
+def test_an_input_that_has_vanished_meanwhile_is_still_no_output(toy, tmp_path):
+    with pytest.raises(OutputPathError, match="would replace an input"):
+        toy.save(tmp_path, 1, inputs=[tmp_path / "deploy_model.toy"])
+    assert names(tmp_path) == set()

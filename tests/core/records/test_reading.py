@@ -15,8 +15,9 @@ def in_value(*lines):
 def test_a_file_gives_its_records_in_order_with_their_factors(tmp_path):
     path = tmp_path / "record.txt"
     path.write_text(
-        'record {\n  key: "conv1"\n  value {\n    scale_d: 0.5\n    offset_d: -128\n    scale_w: 0.25\n    scale_w: 0.125\n'
-        '    offset_w: 0\n    offset_w: 0\n  }\n}\nrecord {\n  key: "fc"\n  value {\n  }\n}\n'
+        'record {\n  key: "conv1"\n  value {\n    scale_d: 0.5\n    offset_d: -128\n    scale_w: 0.25\n'
+        "    scale_w: 0.125\n    offset_w: 0\n    offset_w: 0\n  }\n}\n"
+        'record {\n  key: "fc"\n  value {\n  }\n}\n'
     )
 
     records = parse_record_file(path)
@@ -46,25 +47,65 @@ def test_an_absent_factor_differs_from_a_zero():
 def test_every_field_of_every_dialect_is_read():
     (record,) = parse_record_text(
         in_value(
-            "scale_d: 0.5", "offset_d: 1", "scale_w: 0.25", "offset_w: 2", "shift_bit: 4294967295",
-            "tensor_balance_factor: 1.5", "skip_fusion: true", 'dst_type: "INT8"', 'act_type: "INT16"', 'wts_type: "INT4"',
-            'fakequant_precision_mode: "FORCE_FP16_QUANT"', "scale_h: 0.75", "offset_h: 3", "scale_r: 2", "offset_r: 4",
-            "channels: 3", "height: 224", "width: 225", "is_tensor_quantize: false", 'op_data_type: "FLOAT32"', "cluster: -7",
+            "scale_d: 0.5",
+            "offset_d: 1",
+            "scale_w: 0.25",
+            "offset_w: 2",
+            "shift_bit: 4294967295",
+            "tensor_balance_factor: 1.5",
+            "skip_fusion: true",
+            'dst_type: "INT8"',
+            'act_type: "INT16"',
+            'wts_type: "INT4"',
+            'fakequant_precision_mode: "FORCE_FP16_QUANT"',
+            "scale_h: 0.75",
+            "offset_h: 3",
+            "scale_r: 2",
+            "offset_r: 4",
+            "channels: 3",
+            "height: 224",
+            "width: 225",
+            "is_tensor_quantize: false",
+            'op_data_type: "FLOAT32"',
+            "cluster: -7",
         )
-    )  # fmt: skip
+    )
 
     scalars = {
         name: getattr(record, name)
         for name in (
-            "scale_d", "offset_d", "skip_fusion", "dst_type", "act_type", "wts_type", "fakequant_precision_mode", "scale_h",
-            "offset_h", "channels", "height", "width", "is_tensor_quantize", "op_data_type",
+            "scale_d",
+            "offset_d",
+            "skip_fusion",
+            "dst_type",
+            "act_type",
+            "wts_type",
+            "fakequant_precision_mode",
+            "scale_h",
+            "offset_h",
+            "channels",
+            "height",
+            "width",
+            "is_tensor_quantize",
+            "op_data_type",
         )
-    }  # fmt: skip
+    }
     assert scalars == {
-        "scale_d": 0.5, "offset_d": 1, "skip_fusion": True, "dst_type": "INT8", "act_type": "INT16", "wts_type": "INT4",
-        "fakequant_precision_mode": "FORCE_FP16_QUANT", "scale_h": 0.75, "offset_h": 3, "channels": 3, "height": 224,
-        "width": 225, "is_tensor_quantize": False, "op_data_type": "FLOAT32",
-    }  # fmt: skip
+        "scale_d": 0.5,
+        "offset_d": 1,
+        "skip_fusion": True,
+        "dst_type": "INT8",
+        "act_type": "INT16",
+        "wts_type": "INT4",
+        "fakequant_precision_mode": "FORCE_FP16_QUANT",
+        "scale_h": 0.75,
+        "offset_h": 3,
+        "channels": 3,
+        "height": 224,
+        "width": 225,
+        "is_tensor_quantize": False,
+        "op_data_type": "FLOAT32",
+    }
     for name, expected in (
         ("scale_w", np.float32([0.25])),
         ("offset_w", np.int32([2])),

@@ -42,7 +42,7 @@ def make_model(
     imports: Sequence[tuple[str, int]] = (),
     ir_version: int = 10,
 ) -> onnx.ModelProto:
-    """Build a model; an input is a shape (float32) or a `Typed`; outputs are of unknown shape."""
+    """Build a model; an input is a shape (float32) or a `Typed`; outputs get their inferred shapes."""
     typed = {name: spec if isinstance(spec, Typed) else Typed(TensorProto.FLOAT, spec) for name, spec in inputs.items()}
     results = outputs if isinstance(outputs, Mapping) else dict.fromkeys(outputs, TensorProto.FLOAT)
     graph = helper.make_graph(
@@ -53,7 +53,11 @@ def make_model(
         [numpy_helper.from_array(np.asarray(value), name) for name, value in (constants or {}).items()],
     )
     opsets = [helper.make_opsetid(domain, opset), *(helper.make_opsetid(*pair) for pair in imports)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
+    inferred = onnx.shape_inference.infer_shapes(model).graph.output
+    model.graph.ClearField("output")
+    model.graph.output.extend(inferred)
+    return model
 
 
 def make_record(scale_w: Any = 0.02, *, scale_d: float = 0.05, offset_d: int = 3, **fields: Any) -> dict[str, Any]:
@@ -198,11 +202,12 @@ def run_deploy(model: onnx.ModelProto, feeds: Feeds, packed_axes: Mapping[str, i
         if member.op_type == "Constant" and member.attribute[0].t.data_type in (TensorProto.INT8, TensorProto.INT32):
             value = numpy_helper.to_array(member.attribute[0].t).astype(np.float32)
             member.attribute[0].t.CopyFrom(numpy_helper.from_array(value))
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     members = list(graph.node)
     del graph.node[:]
     for member in members:
         if member.op_type == "AscendQuant":
-            graph.node.extend(_standard_quant(graph, member))
+            graph.node.extend(_standard_quant(graph, member, opset))
         elif member.op_type == "AscendDequant":
             graph.node.extend(_standard_dequant(graph, member, makers, constants))
         else:
@@ -210,7 +215,7 @@ def run_deploy(model: onnx.ModelProto, feeds: Feeds, packed_axes: Mapping[str, i
     return run(standard, feeds)
 
 
-def _standard_quant(graph: onnx.GraphProto, quant: onnx.NodeProto) -> list[onnx.NodeProto]:
+def _standard_quant(graph: onnx.GraphProto, quant: onnx.NodeProto, opset: int) -> list[onnx.NodeProto]:
     held = attributes(quant)
     bits = {b"INT4": 4, b"INT8": 8, b"INT16": 16}[held["dst_type"]]
     name = quant.output[0]
@@ -221,12 +226,18 @@ def _standard_quant(graph: onnx.GraphProto, quant: onnx.NodeProto) -> list[onnx.
         ("hi", 2.0 ** (bits - 1) - 1),
     ):
         graph.initializer.append(numpy_helper.from_array(np.float32(value), f"{name}@{suffix}"))
+    # Old operator sets have no Round, and Clip has attributes: doubles of this size have no fraction.
+    graph.initializer.append(numpy_helper.from_array(np.float64(1.5 * 2**52), f"{name}@big"))
+    limits = {"min": -(2.0 ** (bits - 1)), "max": 2.0 ** (bits - 1) - 1} if opset < 11 else {}
     return [
         helper.make_node("Cast", [quant.input[0]], [f"{name}@0"], to=TensorProto.FLOAT),
         helper.make_node("Mul", [f"{name}@0", f"{name}@s"], [f"{name}@1"]),
-        helper.make_node("Round", [f"{name}@1"], [f"{name}@2"]),
+        helper.make_node("Cast", [f"{name}@1"], [f"{name}@wide"], to=TensorProto.DOUBLE),
+        helper.make_node("Add", [f"{name}@wide", f"{name}@big"], [f"{name}@shifted"]),
+        helper.make_node("Sub", [f"{name}@shifted", f"{name}@big"], [f"{name}@rounded"]),
+        helper.make_node("Cast", [f"{name}@rounded"], [f"{name}@2"], to=TensorProto.FLOAT),
         helper.make_node("Add", [f"{name}@2", f"{name}@o"], [f"{name}@3"]),
-        helper.make_node("Clip", [f"{name}@3", f"{name}@lo", f"{name}@hi"], [f"{name}@4"]),
+        helper.make_node("Clip", [f"{name}@3", *([] if limits else [f"{name}@lo", f"{name}@hi"])], [f"{name}@4"], **limits),
         helper.make_node("Sub", [f"{name}@4", f"{name}@o"], [name]),
     ]
 
@@ -239,7 +250,7 @@ def _standard_dequant(
     assert not (parameter >> np.uint64(32)).any()
     scale = np.frombuffer(parameter.astype("<u4").tobytes(), "<f4")
     layer = makers[dequant.input[0]]
-    rank = len(constants[layer.input[1]].dims) if layer.op_type in ("Conv", "ConvTranspose") else 0
+    rank = _weight_rank(layer.input[1], makers, constants) if layer.op_type in ("Conv", "ConvTranspose") else 0
     scale = scale.reshape((1, -1) + (1,) * (rank - 2)) if rank else scale
     graph.initializer.append(numpy_helper.from_array(scale, f"{dequant.output[0]}@s"))
     to = TensorProto.FLOAT16 if attributes(dequant)["dtype"] == 1 else TensorProto.FLOAT
@@ -247,6 +258,15 @@ def _standard_dequant(
         helper.make_node("Mul", [dequant.input[0], f"{dequant.output[0]}@s"], [f"{dequant.output[0]}@0"]),
         helper.make_node("Cast", [f"{dequant.output[0]}@0"], [dequant.output[0]], to=to),
     ]
+
+
+def _weight_rank(name: str, makers: Mapping[str, onnx.NodeProto], constants: Mapping[str, Any]) -> int:
+    while name not in constants:
+        maker = makers[name]
+        if maker.op_type == "Constant":
+            return len(maker.attribute[0].t.dims)
+        name = maker.input[0]
+    return len(constants[name].dims)
 
 
 def assert_twins_match(

@@ -109,7 +109,7 @@ def _enclosing_record(text: str, line: int, column: int) -> tuple[str, str | Non
 
 def _advice(block: str, field: str) -> str:
     homes = field_homes()
-    if close := difflib.get_close_matches(field, homes[block], n=2):
+    if close := difflib.get_close_matches(field, homes[block], n=4):
         return f"did you mean {' or '.join(map(repr, close))}?"
     for fields in homes.values():
         if field in fields:

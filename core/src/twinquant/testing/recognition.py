@@ -99,7 +99,7 @@ class RecognitionContract(Subject):
             self.framework().load(broken)
 
     def test_its_inputs_are_the_files_of_the_source(self, source: Any) -> None:
-        inputs = {Path(path).resolve() for path in self.framework().inputs(source, self.framework().load(source))}
+        inputs = {Path(path).resolve() for path in self.framework().inputs(source, self.graph(source))}
         assert {path.resolve() for path in files_of(source)} <= inputs
         assert all(path.is_file() for path in inputs)
 

@@ -20,6 +20,7 @@ class LayerVerdict:
         tolerance: largest difference allowed at the place of `max_difference`; 0 where equality is demanded.
         free_running: largest absolute difference at this layer when both twins run freely, each on its own
             intermediate results; None where it was not run.
+        notes: what a user should know although nothing disagrees, such as an accumulator beyond int32.
         mode: "integer" for layers simulated on integers; "float" for layers (RNN) compared statically and run in float.
     """
 
@@ -31,6 +32,7 @@ class LayerVerdict:
     tolerance: float | None = None
     free_running: float | None = None
     mode: str = "integer"
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

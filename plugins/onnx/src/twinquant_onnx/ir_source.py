@@ -57,9 +57,9 @@ class _Changed:
 class _ChangedNodes(_Changed):
     """A graph or a function: iterating over it yields its nodes."""
 
-    nodes: list[_Changed]
+    nodes: list[Any]
 
-    def __iter__(self) -> Iterator[_Changed]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.nodes)
 
 
@@ -84,14 +84,16 @@ class _Lowering:
         return _Changed(model, graph=self.graph(model.graph), functions=functions)
 
     def graph(self, graph: Any) -> _ChangedNodes:
-        initializers = {
-            name: value if value.const_value is None else _Changed(value, const_value=self.initializer(value))
-            for name, value in graph.initializers.items()
-        }
+        initializers = {name: self.initializer(value) for name, value in graph.initializers.items()}
         return _ChangedNodes(graph, nodes=self.nodes(graph), initializers=initializers)
 
-    def nodes(self, nodes: Any) -> list[_Changed]:
-        return [_Changed(node, attributes=self.attributes(node.attributes)) for node in nodes]
+    def nodes(self, nodes: Any) -> list[Any]:
+        return [self.node(node) for node in nodes]
+
+    def node(self, node: Any) -> Any:
+        attributes = self.attributes(node.attributes)
+        unchanged = all(attributes[name] is attribute for name, attribute in node.attributes.items())
+        return node if unchanged else _Changed(node, attributes=attributes)
 
     def attributes(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
         return {name: self.attribute(attribute) for name, attribute in attributes.items()}
@@ -101,7 +103,8 @@ class _Lowering:
             return attribute
         kind, value = attribute.type, attribute.value
         if kind == onnx_ir.AttributeType.TENSOR:
-            return _Changed(attribute, value=self.tensor(value))
+            tensor = self.tensor(value)
+            return attribute if tensor is value else _Changed(attribute, value=tensor)
         if kind == onnx_ir.AttributeType.TENSORS:
             return _Changed(attribute, value=[self.tensor(tensor) for tensor in value])
         if kind == onnx_ir.AttributeType.GRAPH:
@@ -111,11 +114,15 @@ class _Lowering:
         return attribute
 
     def initializer(self, value: Any) -> Any:
+        if value.const_value is None:
+            return value
         tensor = self.tensor(value.const_value)
-        if tensor is value.const_value and tensor.name != value.name:
-            # The serializer renames the tensor itself, and this one is the user's.
-            return onnx_ir.serde.TensorProtoTensor(onnx_ir.serde.serialize_tensor(tensor))
-        return tensor
+        if tensor is value.const_value:
+            if tensor.name == value.name:
+                return value
+            # The serializer would rename the tensor itself, and this one is the user's.
+            tensor = onnx_ir.serde.TensorProtoTensor(onnx_ir.serde.serialize_tensor(tensor))
+        return _Changed(value, const_value=tensor)
 
     def tensor(self, tensor: Any) -> Any:
         """Return a small tensor as it is, and a reference to the store for a big or an external one."""

@@ -76,7 +76,7 @@ def _copy_whole_or_in_parts(source: Any, target: Any, store: TensorStore) -> Non
 def _copy_tensor(source: onnx.TensorProto, target: onnx.TensorProto, store: TensorStore) -> None:
     # Field by field: ListFields would copy the data out of the message.
     for field in source.DESCRIPTOR.fields:
-        if field.name not in _DATA_FIELDS and (field.has_presence is False or source.HasField(field.name)):
+        if field.name not in _DATA_FIELDS and (not field.has_presence or source.HasField(field.name)):
             _copy_field(field, getattr(source, field.name), target)
     store.attach(target, LazyBytes(_raw_size(source), partial(_raw_bytes, source)))
 
