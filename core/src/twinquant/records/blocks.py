@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 __all__ = ["Block", "set_aside", "top_level_blocks"]
 
+# Every alternative begins with one of a few bytes: the search skips long runs of numbers quickly.
 _LANDMARK = re.compile(
-    rb"""(?P<skipped> "(?:[^"\\\n]|\\.)*"? | '(?:[^'\\\n]|\\.)*'? | \#[^\n]*)
-       | (?P<opening> [{<])
-       | (?P<closing> [}>])
-       | (?P<name> \b(?:prune_)?record\b)""",
+    rb"""["'#{}<>] (?: (?<=") (?:[^"\\\n]|\\.)*"? | (?<=') (?:[^'\\\n]|\\.)*'? | (?<=\#) [^\n]* | (?<=[{}<>]) )""",
     re.VERBOSE,
 )
+_NAME = re.compile(rb"\b(?:prune_)?record\b")
 _NOT_LINE_END = re.compile(rb"[^\n]")
 _SEPARATOR = re.compile(rb"\s*[,;]")
 
@@ -46,21 +45,24 @@ def top_level_blocks(data: bytes) -> Iterator[Block]:
     Args:
         data: the text in UTF-8.
     """
-    depth = 0
+    depth = position = 0
     name = b"record"
     start: int | None = None
     for landmark in _LANDMARK.finditer(data):
-        kind = landmark.lastgroup
-        if kind == "name" and depth == 0:
-            name, start = landmark.group(), landmark.start()
-        elif kind == "opening":
+        if depth == 0:
+            for found in _NAME.finditer(data, position, landmark.start()):
+                name, start = found.group(), found.start()
+            position = landmark.end()
+        mark = landmark.group()
+        if mark in (b"{", b"<"):
             if start is None:
                 start = landmark.start()
             depth += 1
-        elif kind == "closing" and depth > 0:
+        elif mark in (b"}", b">") and depth > 0:
             depth -= 1
             if depth == 0 and start is not None:
-                yield Block(name, start, landmark.end())
+                position = landmark.end()
+                yield Block(name, start, position)
                 start = None
     if depth > 0 and start is not None:
         yield Block(name, start, len(data), closed=False)

@@ -136,25 +136,25 @@ class Pipeline:
 
     def _cut(self, work: Sequence[onnx.NodeProto | ArrayStep]) -> list[_Piece | ArrayStep]:
         steps: list[_Piece | ArrayStep] = []
-        weights: set[str] = set()
         wanted = set(self._wanted)
-        made = 0
+        weights: set[str] = set()
+        size = made = 0
         for item in work:
             if isinstance(item, ArrayStep):
                 steps.append(item)
                 continue
-            current = steps[-1] if steps and isinstance(steps[-1], _Piece) else None
             reads = {name for name in _reads(item) if name in self._sizes}
-            if current is None or made >= _WANTED or self._bytes(weights | reads) > _WEIGHT_BYTES:
+            added = sum(self._sizes[name] for name in reads - weights)
+            current = steps[-1] if steps else None
+            if not isinstance(current, _Piece) or made >= _WANTED or size + added > _WEIGHT_BYTES:
                 current, weights, made = _Piece([]), set(), 0
+                size, added = 0, sum(self._sizes[name] for name in reads)
                 steps.append(current)
             current.nodes.append(item)
             weights |= reads
+            size += added
             made += len(wanted.intersection(item.output))
         return steps
-
-    def _bytes(self, names: set[str]) -> int:
-        return sum(self._sizes[name] for name in names)
 
     def _connect(self) -> dict[str, int]:
         """Find what each piece reads and must hand on; return the step that reads a tensor last."""
@@ -254,6 +254,7 @@ class Pipeline:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
         shared: dict[str, Array] = {}
         for name in constants:
             if name in self._constant_nodes:

@@ -63,24 +63,18 @@ def read_chain(twin: Twin, first: int) -> Chain | str:
     if walked is None:
         return f"the nodes behind {mul.name!r} are not Round, Add, Clip, Sub"
     *rounding, add, clip, sub = walked
-    numbers = {name: twin.scalar(twin.node(i).input[1]) for name, i in (("scale", first), ("offset", add), ("sub", sub))}
+    scale, offset, subtracted = (twin.scalar(twin.node(index).input[1]) for index in (first, add, sub))
     low, high = _limits(twin, twin.node(clip))
-    magic = [twin.scalar(twin.node(i).input[1]) for i in rounding if twin.node(i).op_type != "Round"]
-    if low is None or high is None or None in numbers.values():
+    if scale is None or offset is None or subtracted is None or low is None or high is None:
         return f"a constant of the chain behind {mul.name!r} is no float32 scalar"
-    if numbers["offset"] != numbers["sub"]:
-        return f"the chain behind {mul.name!r} adds offset {numbers['offset']} and subtracts {numbers['sub']}"
+    if offset != subtracted:
+        return f"the chain behind {mul.name!r} adds offset {offset} and subtracts {subtracted}"
+    magic = [twin.scalar(twin.node(i).input[1]) for i in rounding if twin.node(i).op_type != "Round"]
     if any(value != np.float32(ROUNDING_MAGIC) for value in magic):
         return f"the chain behind {mul.name!r} rounds with {magic}, expected twice {ROUNDING_MAGIC:.0f}"
     nodes += walked
-    for index in (first, *walked):
-        for tensor in twin.node(index).input[1:]:
-            constant = twin.finder.find(tensor)
-            if constant is not None and constant.node is not None:
-                nodes.append(constant.node)
-    scale, offset = numbers["scale"], numbers["offset"]
-    if scale is None or offset is None:
-        return f"a constant of the chain behind {mul.name!r} is no float32 scalar"
+    constants = (twin.finder.find(tensor) for index in (first, *walked) for tensor in twin.node(index).input[1:])
+    nodes += [constant.node for constant in constants if constant is not None and constant.node is not None]
     output = str(twin.node(sub).output[0])
     return Chain(source, str(mul.input[0]), output, frozenset(nodes), scale, float(offset), float(low), float(high))
 

@@ -12,7 +12,7 @@ from twinquant_onnx.rnn import RNN_RULES
 from twinquant_onnx.topology import MAIN_DOMAINS
 from twinquant_onnx.verify.twin import Twin
 
-__all__ = ["DEPLOY_RNN", "DeployLayer", "DeployRnn", "find_bias", "find_layers", "find_rnns"]
+__all__ = ["DEPLOY_RNN", "DeployLayer", "DeployRnn", "find_layers", "find_rnns"]
 
 DEPLOY_RNN = {rules.deploy_op_type: op_type for op_type, rules in RNN_RULES.items()}
 """The standard operator that a recurrent operator of the device replaces."""
@@ -105,7 +105,7 @@ def _layer_before(twin: Twin, dequant: int) -> DeployLayer | str:
         return f"its parameter {node.input[1]!r} is not constant"
     index, add = twin.producer(node.input[0]), None
     if index is not None and twin.node(index).op_type == "Add":
-        add, index = index, twin.producer(twin.node(index).input[0])
+        add, index = index, twin.producer(_input(twin.node(index), 0))
     layer = twin.node(index) if index is not None else None
     if index is None or layer is None or layer.op_type not in OPERATORS or layer.domain not in MAIN_DOMAINS:
         return f"its input {node.input[0]!r} is not made by a quantized layer"
@@ -114,34 +114,39 @@ def _layer_before(twin: Twin, dequant: int) -> DeployLayer | str:
     operator = OPERATORS[layer.op_type]
     weight = None
     if operator.weight is not None:
-        slot = layer.input[operator.weight] if len(layer.input) > operator.weight else ""
-        weight = twin.finder.find(slot, through_transpose=layer.op_type == "MatMul")
+        tensor = _input(layer, operator.weight)
+        weight = twin.finder.find(tensor, through_transpose=layer.op_type == "MatMul")
         if weight is None:
-            return f"the weight {slot!r} of layer {layer.name!r} is not constant"
+            return f"the weight {tensor!r} of layer {layer.name!r} is not constant"
     bias_name = _bias_name(twin, index, add)
-    bias = find_bias(twin, bias_name)
+    bias = _find_bias(twin, bias_name)
     if bias_name and bias is None:
         return f"the bias {bias_name!r} of layer {layer.name!r} is not constant"
-    walked = _walk_to_quant(twin, layer.input[0])
+    walked = _walk_to_quant(twin, _input(layer, 0))
     if walked is None:
-        return f"the input {layer.input[0]!r} of layer {layer.name!r} does not come from an AscendQuant"
+        return f"the input {_input(layer, 0)!r} of layer {layer.name!r} does not come from an AscendQuant"
     quant, path = walked
     return DeployLayer(layer.name, layer.op_type, quant, path, index, add, dequant, weight, bias, parameter)
 
 
 def _bias_name(twin: Twin, index: int, add: int | None) -> str:
     if add is not None:
-        return str(twin.node(add).input[1])
+        return _input(twin.node(add), 1)
     node = twin.node(index)
     slot = OPERATORS[node.op_type].bias
-    return str(node.input[slot]) if slot is not None and len(node.input) > slot else ""
+    return "" if slot is None else _input(node, slot)
 
 
-def find_bias(twin: Twin, tensor: str) -> Constant | None:
+def _input(node: onnx.NodeProto, slot: int) -> str:
+    """Return the tensor that a node reads as an input; "" if that is not connected."""
+    return str(node.input[slot]) if slot < len(node.input) else ""
+
+
+def _find_bias(twin: Twin, tensor: str) -> Constant | None:
     """Return the constant behind a bias, through the Cast to float that 4-bit activations need."""
     index = twin.producer(tensor)
     if index is not None and twin.node(index).op_type == "Cast":
-        tensor = twin.node(index).input[0]
+        tensor = _input(twin.node(index), 0)
     return twin.finder.find(tensor)
 
 
@@ -151,12 +156,8 @@ def _walk_to_quant(twin: Twin, tensor: str) -> tuple[int, tuple[int, ...]] | Non
     index = twin.producer(tensor)
     while index is not None and twin.node(index).op_type == "Pad":
         path.append(index)
-        index = twin.producer(twin.node(index).input[0])
+        index = twin.producer(_input(twin.node(index), 0))
     if index is None or twin.node(index).op_type != "AscendQuant":
         return None
     return index, tuple(reversed(path))
 
-
-def attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto | None:
-    """Return an attribute, or None."""
-    return next((a for a in node.attribute if a.name == name), None)

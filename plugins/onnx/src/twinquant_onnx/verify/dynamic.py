@@ -21,7 +21,7 @@ from twinquant.verification import (
 )
 from twinquant_onnx.run import Pipeline
 from twinquant_onnx.verify.deploy_layers import DeployLayer
-from twinquant_onnx.verify.pairing import Pairing
+from twinquant_onnx.verify.correspondence import Pairing
 from twinquant_onnx.verify.rnn import RnnPair
 from twinquant_onnx.verify.rnn_simulator import RnnSimulator
 from twinquant_onnx.verify.semantics import LayerSimulator

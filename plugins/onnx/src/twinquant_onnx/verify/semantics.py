@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from twinquant.verification import (
 )
 from twinquant_onnx.run import Pipeline
 from twinquant_onnx.verify.deploy_layers import DeployLayer
-from twinquant_onnx.verify.geometry import convolution_window, transposed_window
+from twinquant_onnx.verify.geometry import convolution_window, read_groups, transposed_window
 from twinquant_onnx.verify.twin import Twin
 
 __all__ = ["LayerResult", "LayerSimulator", "Quantizer", "read_quantizer", "without_zero_value"]
@@ -130,11 +131,15 @@ class LayerSimulator:
 
     def follow_path(self, quantized: Array) -> Array:
         """Pass quantized values, offset subtracted, through the Pad between AscendQuant and layer, if there is one."""
-        if not self._path:
-            return quantized
-        begin, end = self._path[0].input[0], self._node.input[0]
-        pipeline = Pipeline(self._twin.graph, self._path, [end], inputs=[begin])
-        return dict(pipeline.run({begin: quantized}))[end]
+        return self._path_pipeline(quantized) if self._path else quantized
+
+    @cached_property
+    def _path_pipeline(self) -> Callable[[Array], Array]:
+        return _function_of(self._twin, self._path, self._path[0].input[0], self._node.input[0])
+
+    @cached_property
+    def _node_pipeline(self) -> Callable[[Array], Array]:
+        return _function_of(self._twin, [self._node], self._node.input[0], self._node.output[0])
 
     def compute(self, x: Array) -> LayerResult:
         """Run the layer on quantized values, offset subtracted.
@@ -193,14 +198,13 @@ class LayerSimulator:
         return None if constant is None else self._twin.data(constant).integers()
 
     def _convolve(self, x: Array) -> tuple[Accumulator, bool]:
-        groups = next((int(a.i) for a in self._node.attribute if a.name == "group"), 1)
-        weight = self._read_weight(1, x.shape[1] // max(groups, 1))
-        window = convolution_window(self._node, x.shape[2:], weight.shape[2:])
+        weight = self._read_weight(1, x.shape[1] // read_groups(self._node, x.shape[1]))
+        window = convolution_window(self._node, x.shape[1], x.shape[2:], weight.shape[2:])
         return convolve(x, weight, self._read_bias(), window), True
 
     def _convolve_transposed(self, x: Array) -> tuple[Accumulator, bool]:
         weight = self._read_weight(0, x.shape[1])
-        window = transposed_window(self._node, x.shape[2:], weight.shape[2:])
+        window = transposed_window(self._node, x.shape[1], x.shape[2:], weight.shape[2:])
         return convolve_transposed(x, weight, self._read_bias(), window), True
 
     def _multiply(self, x: Array) -> tuple[Accumulator, bool]:
@@ -223,10 +227,14 @@ class LayerSimulator:
         return Accumulator(total, magnitude), False
 
     def _average(self, x: Array) -> tuple[Accumulator, bool]:
-        name, result = self._node.input[0], self._node.output[0]
-        pipeline = Pipeline(self._twin.graph, [self._node], [result], inputs=[name])
-        mean, magnitude = (dict(pipeline.run({name: values}))[result] for values in (x, np.abs(x)))
+        mean, magnitude = self._node_pipeline(x), self._node_pipeline(np.abs(x))
         return Accumulator(mean, magnitude), False
+
+
+def _function_of(twin: Twin, nodes: list[onnx.NodeProto], begin: str, end: str) -> Callable[[Array], Array]:
+    """Return what some nodes compute in float, on ONNX Runtime."""
+    pipeline = Pipeline(twin.graph, nodes, [end], inputs=[begin])
+    return lambda x: dict(pipeline.run({begin: x}))[end]
 
 
 _COMPUTE: dict[str, Callable[[LayerSimulator, Array], tuple[Accumulator, bool]]] = {

@@ -11,7 +11,7 @@ from twinquant_onnx.layers import OPERATORS
 from twinquant_onnx.topology import MAIN_DOMAINS
 from twinquant_onnx.verify.contents import Data, compare_bytes, compare_integers
 from twinquant_onnx.verify.deploy_layers import DeployLayer
-from twinquant_onnx.verify.pairing import FakeDequant, Pairing
+from twinquant_onnx.verify.correspondence import FakeDequant, Pairing
 from twinquant_onnx.verify.rnn import compare_rnn_tensors
 from twinquant_onnx.verify.twin import Twin
 

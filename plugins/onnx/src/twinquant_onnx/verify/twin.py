@@ -13,7 +13,7 @@ from twinquant_onnx.graph import OnnxGraph
 from twinquant_onnx.topology import Topology, read_topology
 from twinquant_onnx.verify.contents import Data
 
-__all__ = ["Twin", "read_twin"]
+__all__ = ["Twin", "read_twin", "without_suffix"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,144 @@
+"""Matching the operators that only the deploy twin has with what stands for them in the fake-quant twin."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import onnx
+
+from twinquant.numerics import integer_range
+from twinquant_onnx.verify.chains import read_chain
+from twinquant_onnx.verify.correspondence import FakeDequant, Pairing
+
+__all__ = ["INSERTED", "is_bias_cast"]
+
+_BITS = {b"INT4": 4, b"INT8": 8, b"INT16": 16}
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, onnx.AttributeProto]:
+    return {attribute.name: attribute for attribute in node.attribute}
+
+
+def _shape_problem(node: onnx.NodeProto, inputs: int) -> str | None:
+    if len(node.input) == inputs and len(node.output) == 1:
+        return None
+    return f"{node.op_type} {node.name!r} has {len(node.input)} inputs and {len(node.output)} outputs, expected {inputs} and 1"
+
+
+def _source_problem(pairing: Pairing, node: onnx.NodeProto, expected: str) -> list[str]:
+    if pairing.tensors.get(node.input[0]) == expected:
+        return []
+    return [f"{node.op_type} {node.name!r} reads {node.input[0]!r}, its counterpart reads {expected!r}"]
+
+
+def _pair_quant(pairing: Pairing, index: int) -> list[str]:
+    node = pairing.deploy.node(index)
+    what = f"AscendQuant {node.name!r}"
+    wrong = _shape_problem(node, 1)
+    if wrong:
+        return [wrong]
+    first = pairing.find_inserted(f"{node.name}.fakequant.mul")
+    if first is None:
+        return [f"{what} has no counterpart: the fake-quant twin has no node {node.name + '.fakequant.mul'!r}"]
+    chain = read_chain(pairing.fake, first)
+    if isinstance(chain, str):
+        return [f"{what}: in the fake-quant twin, {chain}"]
+    pairing.chains[index] = chain
+    pairing.known |= chain.nodes
+    pairing.tensors[node.output[0]] = chain.output
+    problems = _source_problem(pairing, node, chain.source)
+    if index not in pairing.findings.owners:
+        problems.append(f"{what} quantizes for no layer")
+    given = _attributes(node)
+    if given.keys() != {"scale", "offset", "dst_type"}:
+        return [*problems, f"{what} has attributes {sorted(given)}, expected dst_type, offset and scale"]
+    if np.float32(given["scale"].f) != chain.scale:
+        problems.append(f"{what}: scale is {given['scale'].f!r}, in the fake-quant twin {float(chain.scale)!r}")
+    if given["offset"].f != chain.offset:
+        problems.append(f"{what}: offset is {given['offset'].f!r}, in the fake-quant twin {chain.offset!r}")
+    bits = _BITS.get(given["dst_type"].s)
+    if bits is None or integer_range(bits) != (chain.low, chain.high):
+        kind = given["dst_type"].s.decode(errors="replace")
+        problems.append(f"{what}: dst_type is {kind!r}, the fake-quant twin clips to [{chain.low:g}, {chain.high:g}]")
+    return problems
+
+
+def _pair_dequant(pairing: Pairing, index: int) -> list[str]:
+    node = pairing.deploy.node(index)
+    what = f"AscendDequant {node.name!r}"
+    wrong = _shape_problem(node, 2)
+    if wrong:
+        return [wrong]
+    base = re.sub(r"\.dequant(_\d+)?$", "", node.name)
+    mul_index = pairing.find_inserted(f"{base}.fakedequant.mul")
+    if mul_index is None:
+        return [f"{what} has no counterpart: the fake-quant twin has no node {base + '.fakedequant.mul'!r}"]
+    mul = pairing.take(mul_index)
+    if mul.op_type != "Mul" or len(mul.input) != 2:
+        return [f"{what}: {mul.name!r} in the fake-quant twin is no Mul of two tensors"]
+    pairing.dequants[index] = FakeDequant(mul.input[1], mul.output[0])
+    pairing.tensors[node.output[0]] = mul.output[0]
+    problems = _source_problem(pairing, node, mul.input[0])
+    owner = pairing.findings.owners.get(index)
+    if owner is not None and owner != base:
+        problems.append(f"{what} stands behind layer {owner!r}")
+    given = _attributes(node)
+    if given.keys() != {"dtype"}:
+        return [*problems, f"{what} has attributes {sorted(given)}, expected dtype"]
+    expected = int(_takes_over_cast(pairing, node, mul.output[0], base))
+    if given["dtype"].i != expected or given["dtype"].type != onnx.AttributeProto.INT:
+        problems.append(f"{what}: dtype is {given['dtype'].i}, expected {expected} from what the fake-quant twin does")
+    return problems
+
+
+def _takes_over_cast(pairing: Pairing, node: onnx.NodeProto, product: str, base: str) -> bool:
+    """Let an AscendDequant stand for the fake-quant twin's Cast to float16 as well; tell whether there is one."""
+    index = pairing.find_inserted(f"{base}.fakedequant.cast")
+    if index is None:
+        return False
+    cast = pairing.fake.node(index)
+    if list(cast.input) != [product] or _attributes(cast)["to"].i != onnx.TensorProto.FLOAT16:
+        return False
+    pairing.take(index)
+    pairing.tensors[node.output[0]] = cast.output[0]
+    return True
+
+
+def _pair_anti_quant(pairing: Pairing, index: int) -> list[str]:
+    node = pairing.deploy.node(index)
+    what = f"AscendAntiQuant {node.name!r}"
+    wrong = _shape_problem(node, 1)
+    if wrong:
+        return [wrong]
+    mul_index = pairing.find_inserted(f"{node.name}.fake_antiquant.mul")
+    if mul_index is None:
+        return [f"{what} has no counterpart: the fake-quant twin has no node {node.name + '.fake_antiquant.mul'!r}"]
+    mul = pairing.take(mul_index)
+    pairing.tensors[node.output[0]] = mul.output[0]
+    problems = _source_problem(pairing, node, mul.input[0])
+    given, scale = _attributes(node), pairing.fake.scalar(mul.input[1])
+    if given.keys() != {"scale", "offset", "dst_type"}:
+        return [*problems, f"{what} has attributes {sorted(given)}, expected dst_type, offset and scale"]
+    if scale is None or np.float32(given["scale"].f) != scale:
+        problems.append(f"{what}: scale is {given['scale'].f!r}, in the fake-quant twin {scale}")
+    maker = pairing.deploy.producer(node.input[0])
+    quant = _attributes(pairing.deploy.node(maker)) if maker is not None else {}
+    for name, field in (("offset", "f"), ("dst_type", "s")):
+        if name not in quant or getattr(quant[name], field) != getattr(given[name], field):
+            problems.append(f"{what}: {name} is not that of the AscendQuant it undoes")
+    return problems
+
+
+INSERTED = {"AscendQuant": _pair_quant, "AscendDequant": _pair_dequant, "AscendAntiQuant": _pair_anti_quant}
+"""How each of these operators of the deploy twin is matched: notes what it finds, returns what disagrees."""
+
+
+def is_bias_cast(pairing: Pairing, index: int) -> bool:
+    """Recognize the Cast through which a layer with 4-bit activations reads its integer bias."""
+    node = pairing.deploy.node(index)
+    if node.op_type != "Cast" or ".bias_quant" not in node.name or node.name in pairing.fake.by_name:
+        return False
+    constant = pairing.deploy.finder.find(node.input[0]) if node.input else None
+    to_float = [a.i for a in node.attribute] == [onnx.TensorProto.FLOAT]
+    return constant is not None and constant.tensor.data_type == onnx.TensorProto.INT32 and to_float
