@@ -10,11 +10,11 @@ from onnx import numpy_helper
 from twinquant.records import LayerRecord, RecordSet
 
 
-def measure(model_file, layers, batches):
-    """Return int8 records of the layers.
+def measure(model_file, layers, batches, wide=()):
+    """Return records of the layers.
 
-    Activations: asymmetric over the range that the batches show, widened to hold zero. Weights: symmetric, per output
-    channel for convolutions, per tensor for everything else.
+    Activations: asymmetric over the range that the batches show, widened to hold zero; 8 bits, or 16 for the layers
+    whose names are in `wide`. Weights: symmetric, 8 bits, per output channel for convolutions, else per tensor.
     """
     model = onnx.load(model_file)
     nodes = {node.name: node for node in model.graph.node}
@@ -24,14 +24,16 @@ def measure(model_file, layers, batches):
     for layer in layers:
         node = nodes[layer.name]
         low, high = ranges[node.input[0]]
-        scale_d = np.float32(max(high - low, 1e-6) / 255)
+        bits = 16 if layer.name in wide else 8
+        scale_d = np.float32(max(high - low, 1e-6) / (2**bits - 1))
         scale_w = weight_scales(node, constants)
         records[layer.name] = LayerRecord(
             key=layer.name,
             scale_d=float(scale_d),
-            offset_d=int(np.rint(-low / scale_d)) - 128,
+            offset_d=int(np.rint(-low / scale_d)) - 2 ** (bits - 1),
             scale_w=scale_w,
             offset_w=np.zeros(len(scale_w), np.int32),
+            act_type=f"INT{bits}",
         )
     return RecordSet(records)
 

@@ -16,10 +16,10 @@ def contents(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_the_staging_folder_lies_in_the_target_folder_and_is_private(tmp_path):
+def test_the_staging_folder_lies_in_the_target_folder_and_is_closed_to_strangers(tmp_path):
     with staging_folder(tmp_path) as staging:
         assert staging.relative_to(tmp_path).parts[0].startswith(".twinquant-")
-        assert stat.S_IMODE(staging.parent.stat().st_mode) == 0o700
+        assert stat.S_IMODE(staging.parent.stat().st_mode) & 0o027 == 0
         assert list(staging.iterdir()) == []
 
 
@@ -167,7 +167,7 @@ def test_recovery_of_a_tidy_or_missing_folder_changes_nothing(tmp_path):
 
 
 def test_recovery_is_cheap_where_there_is_nothing_to_do(tmp_path):
-    for number in range(2000):
+    for number in range(500):
         (tmp_path / str(number)).touch()
     # 20 us a call on an ordinary machine; listing the folder would take 100 times as long.
     assert min(timeit.repeat(lambda: recover(tmp_path), number=20, repeat=20)) < 20 * 500e-6
@@ -226,5 +226,5 @@ def test_a_reader_that_may_not_write_learns_that_the_files_are_of_two_saves(tmp_
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(OutputWriteError, match="Permission denied"):
+    with pytest.raises(OutputWriteError, match=r"killed halfway .*Permission denied.*two saves"):
         recover(tmp_path)

@@ -20,8 +20,8 @@ def x(rng):
     return rng.normal(size=(1, 2, 3, 3)).astype(np.float32)
 
 
-def value(name, kind=1):
-    return helper.make_tensor_value_info(name, kind, None)
+def value(name, kind=1, shape=None):
+    return helper.make_tensor_value_info(name, kind, shape)
 
 
 def test_a_layer_whose_output_is_a_graph_output_gives_its_name_to_the_dequantization(kit, x, w):
@@ -80,8 +80,8 @@ def test_a_nested_subgraph_reads_the_dequantized_tensor_but_a_shadowing_name_sta
             helper.make_node("Identity", ["c_in"], ["c_out"]),
         ],
         "body",
-        [value("i", TensorProto.INT64), value("c_in", TensorProto.BOOL), value("h")],
-        [value("c_out", TensorProto.BOOL), value("h_out")],
+        [value("i", TensorProto.INT64, ()), value("c_in", TensorProto.BOOL, ()), value("h")],
+        [value("c_out", TensorProto.BOOL, ()), value("h_out")],
     )
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["h"], "c"),
@@ -107,8 +107,8 @@ def test_a_loop_that_captures_the_output_reads_the_dequantized_tensor(kit, x, w)
     body = helper.make_graph(
         [helper.make_node("Add", ["s", "h"], ["s_out"]), helper.make_node("Identity", ["c_in"], ["c_out"])],
         "body",
-        [value("i", TensorProto.INT64), value("c_in", TensorProto.BOOL), value("s")],
-        [value("c_out", TensorProto.BOOL), value("s_out")],
+        [value("i", TensorProto.INT64, ()), value("c_in", TensorProto.BOOL, ()), value("s")],
+        [value("c_out", TensorProto.BOOL, ()), value("s_out")],
     )
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["h"], "c"),

@@ -43,7 +43,7 @@ def staging_folder(folder: Path) -> Iterator[Path]:
         staging = folder / _STAGING_NAME
         try:
             for path in (staging, staging / Area.NEW.value, staging / Area.OLD.value):
-                path.mkdir(mode=0o700)
+                path.mkdir(mode=0o750)  # as open as the outputs: readers of the group see whether there is a journal
             yield staging / Area.NEW.value
         finally:
             # A journal that is still there belongs to moves that could be neither completed nor taken back: the next
@@ -70,10 +70,15 @@ def recover(folder: str | os.PathLike[str]) -> None:
     try:
         with output_errors(path), locked_folder(path):
             _finish_interrupted(path)
-    except OutputWriteError:
+    except OutputWriteError as error:
         # Without a journal the outputs are whole, and a reader need not be able to write to the folder.
-        if (staging / JOURNAL_NAME).exists():
-            raise
+        with output_errors(path):
+            unfinished = (staging / JOURNAL_NAME).exists()
+        if unfinished:
+            raise OutputWriteError(
+                f"a save into {str(path)!r} was killed halfway and cannot be completed: {error.__cause__}; files of "
+                "two saves may be mixed there until somebody who may write to the folder saves or verifies in it"
+            ) from error
 
 
 def _finish_interrupted(folder: Path) -> None:
