@@ -137,7 +137,9 @@ def resnet(net: Net, size: float) -> None:
         inner, outer = width(filters * size), 4 * width(filters * size)
         for block in range(blocks):
             stride = 2 if stage and not block else 1
-            y = net.conv(net.conv(net.conv(x, channels, inner, 1), inner, inner, 3, stride), inner, outer, 1, relu=False)
+            y = net.conv(
+                net.conv(net.conv(x, channels, inner, 1), inner, inner, 3, stride), inner, outer, 1, relu=False
+            )
             shortcut = x if block else net.conv(x, channels, outer, 1, stride, relu=False)
             x, channels = net.node("Relu", [net.node("Add", [y, shortcut])]), outer
     x = net.node("Flatten", [net.node("GlobalAveragePool", [x])])
@@ -184,7 +186,10 @@ def floor(folder: Path) -> dict[str, float]:
 
     (folder / "out").mkdir(exist_ok=True)
     start = time.perf_counter()
-    with (folder / "out/int8").open("wb", buffering=0) as int8, (folder / "out/float").open("wb", buffering=0) as float32:
+    with (
+        (folder / "out/int8").open("wb", buffering=0) as int8,
+        (folder / "out/float").open("wb", buffering=0) as float32,
+    ):
         for path in sorted(folder.glob("model.*")):
             with path.open("rb", buffering=0) as file:
                 buffer = bytearray(1 << 20)
@@ -235,13 +240,15 @@ def child(*arguments: Any) -> dict[str, float]:
     return result
 
 
-def best(rounds: int, folder: Path, *arguments: Any) -> tuple[float, float]:
-    """Return the least time, in seconds, and the greatest peak memory, in bytes."""
-    results = []
+def best(rounds: int, *commands: tuple[Any, ...], folder: Path | None = None) -> list[tuple[float, float]]:
+    """Return each command's least time, in seconds, and greatest peak memory, in bytes. The commands take turns."""
+    results: list[list[dict[str, float]]] = [[] for _ in commands]
     for _ in range(rounds):
-        results.append(child(*arguments))
-        shutil.rmtree(folder / "out", ignore_errors=True)
-    return min(r["seconds"] for r in results), max(r["peak"] for r in results)
+        for command, result in zip(commands, results, strict=True):
+            result.append(child(*command))
+            if folder:
+                shutil.rmtree(folder / "out")
+    return [(min(r["seconds"] for r in result), max(r["peak"] for r in result)) for result in results]
 
 
 def against(value: float, limit: float | None, unit: str) -> str:
@@ -251,21 +258,24 @@ def against(value: float, limit: float | None, unit: str) -> str:
 def run_case(name: str, folder: Path, size: float, rounds: int) -> float:
     case = CASES[name]
     total = child("build", name, folder, size)["bytes"]
-    floor_seconds, _ = best(rounds, folder, "floor", folder)
-    seconds, peak = best(rounds, folder, "save", folder)
+    (floor_seconds, _), (seconds, peak) = best(rounds, ("floor", folder), ("save", folder), folder=folder)
     print(f"{name}: {case.title}, {total / MB:.0f} MB")
-    print(f"    save {seconds:.2f} s, floor {floor_seconds:.2f} s, ratio " + against(seconds / floor_seconds, case.times_floor, ""))
-    print(f"    peak " + against(peak / MB, case.peak_mb, " MB"), flush=True)
+    print(
+        f"    save {seconds:.2f} s, floor {floor_seconds:.2f} s, ratio "
+        + against(seconds / floor_seconds, case.times_floor, "")
+    )
+    print("    peak " + against(peak / MB, case.peak_mb, " MB"), flush=True)
     return seconds
 
 
 def run_imports(rounds: int) -> None:
-    folder = Path(tempfile.gettempdir())
-    base = best(rounds, folder / "none", "imports", "import numpy, pluggy, google.protobuf")[0]
-    for statement in ("import twinquant", "from twinquant import save_model"):
-        seconds = best(rounds, folder / "none", "imports", statement)[0]
-        ratio = against(seconds / base, 1.5, "")
-        print(f"{statement}: {seconds:.3f} s; numpy, pluggy and google.protobuf: {base:.3f} s; ratio {ratio}", flush=True)
+    statements = ("import numpy, pluggy, google.protobuf", "import twinquant", "from twinquant import save_model")
+    (base, _), *others = best(rounds, *(("imports", statement) for statement in statements))
+    for statement, (seconds, _) in zip(statements[1:], others, strict=True):
+        print(
+            f"{statement}: {seconds:.3f} s; numpy, pluggy and protobuf: {base:.3f} s; ratio "
+            + against(seconds / base, 1.5, "")
+        )
 
 
 def main() -> None:

@@ -75,6 +75,9 @@ class TinyFramework(Framework):
         return model.read_text().splitlines()[:1]
 
 
+    companion_endings = (".bin",)
+
+
 class VerifyingFramework(TinyFramework):
     capabilities = frozenset({Capability.VERIFY})
 

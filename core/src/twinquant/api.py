@@ -93,6 +93,7 @@ def save_model(
             target.folder,
             inputs=inputs,
             companions=chosen.companions,
+            companion_endings=chosen.companion_endings,
             durable=durable,
         )
     notify_saved(chosen.name, plan, output)

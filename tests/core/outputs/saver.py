@@ -74,6 +74,7 @@ def save(
             folder,
             inputs=inputs,
             companions=companions_of,
+            companion_endings=(".bin",),
             durable=durable,
         )
 

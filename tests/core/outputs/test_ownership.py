@@ -184,7 +184,7 @@ def test_a_left_over_file_that_the_new_model_still_refers_to_stays(toy, tmp_path
     with staging_folder(tmp_path) as staging:
         model = toy.write_file(staging / "deploy_model.toy", 1, companions=["labels.txt"])
         output = DualOutput(QuantPlan("toy", ()), (Artifact(Flavor.DEPLOY, (model,)),))
-        commit(output, staging, tmp_path, inputs=(), companions=toy.companions_of)
+        commit(output, staging, tmp_path, inputs=(), companions=toy.companions_of, companion_endings=(".bin",))
     assert names(tmp_path) == {"deploy_model.toy", "labels.txt"}
 
 
@@ -192,3 +192,13 @@ def test_an_input_that_has_vanished_meanwhile_is_still_no_output(toy, tmp_path):
     with pytest.raises(OutputPathError, match="would replace an input"):
         toy.save(tmp_path, 1, inputs=[tmp_path / "deploy_model.toy"])
     assert names(tmp_path) == set()
+
+
+def test_a_file_that_no_save_writes_is_never_deleted(toy, tmp_path):
+    toy.save(tmp_path, 1, weights=["kept"])
+    model = tmp_path / "deploy_model.toy"
+    header, *rest = model.read_text().splitlines(keepends=True)
+    model.write_text(header.replace("kept_deploy.bin", "users_own.dat") + "".join(rest))
+    (tmp_path / "users_own.dat").write_text("precious")
+    toy.save(tmp_path, 2, weights=["kept"])
+    assert (tmp_path / "users_own.dat").read_text() == "precious"

@@ -31,6 +31,7 @@ def commit(
     *,
     inputs: Sequence[Path],
     companions: Companions,
+    companion_endings: tuple[str, ...] = (),
     durable: bool = False,
 ) -> DualOutput:
     """Move the staged files into the target folder and delete what they make obsolete: all of it or nothing.
@@ -43,6 +44,7 @@ def commit(
         folder: the target folder.
         inputs: files that the save reads; none of them is replaced or deleted.
         companions: tells which files belong to a model file.
+        companion_endings: how the names of those end that a save writes itself, and may delete.
         durable: wait until the disk has everything, so that a power loss cannot undo or tear the save.
 
     Returns:
@@ -65,7 +67,7 @@ def commit(
                 f"the output {str(folder / name)!r} exists as a folder; remove it, or choose another save_path"
             )
     check_not_inputs(names, folder, inputs)
-    stale = find_stale(models, names, staged_folder, folder, inputs, companions)
+    stale = find_stale(models, names, staged_folder, folder, inputs, companions, companion_endings)
     for name in names:
         (staged_folder / name).chmod(_FILE_MODE)
     _move_into_place(names, stale, folder, staged_folder.parent, durable=durable)

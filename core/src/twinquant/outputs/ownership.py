@@ -39,6 +39,7 @@ def find_stale(
     folder: Path,
     inputs: Sequence[Path],
     companions: Companions,
+    companion_endings: tuple[str, ...],
 ) -> list[str]:
     """List the files that belonged to the models being replaced, and that nothing in the folder needs any more.
 
@@ -49,6 +50,7 @@ def find_stale(
         folder: the target folder.
         inputs: files that the save reads.
         companions: tells which files belong to a model file.
+        companion_endings: how the names of those end that a save writes itself; no other file is ever stale.
 
     Returns:
         Names of regular files directly in `folder`, sorted. No input, no model file, no staged name is among them.
@@ -80,7 +82,8 @@ def find_stale(
     return [
         name
         for name in sorted(left_over - needed)
-        if is_plain_name(name)
+        if name.endswith(companion_endings)
+        and is_plain_name(name)
         and _is_file(folder / name)
         and Path(name).suffix not in suffixes
         and not _identities([folder / name]) & protected

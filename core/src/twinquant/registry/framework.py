@@ -51,6 +51,8 @@ class Framework(ABC):
     """The framework's name: equal to the entry point's, to the extra's and to the plugin's folder."""
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
     """Which of the optional methods work."""
+    companion_endings: ClassVar[tuple[str, ...]] = ()
+    """How the names of files end that `write` puts beside a model; a later save deletes those that it makes obsolete."""
 
     @abstractmethod
     def recognize(self, source: Any) -> Match:

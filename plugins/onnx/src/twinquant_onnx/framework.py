@@ -25,6 +25,8 @@ class OnnxFramework(Framework):
     name: ClassVar[str] = "onnx"
     capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.VERIFY, Capability.INSPECT, Capability.DEMO})
 
+    companion_endings: ClassVar[tuple[str, ...]] = ("_deploy.external", "_fakequant.external")
+
     def recognize(self, source: Any) -> Match:
         """Claim .onnx names, files that start like an ONNX model, and the two model types."""
         return recognize(source)

@@ -309,6 +309,7 @@ def _stored_bytes(tensor: onnx.TensorProto, store: TensorStore) -> npt.NDArray[n
         raise TypeError(f"tensor {tensor.name!r} has no bytes that can be read")
     raw = np.empty(stored.content.nbytes, np.uint8)
     stored.content.read_into(0, raw)
+    stored.content.close()
     return raw
 
 

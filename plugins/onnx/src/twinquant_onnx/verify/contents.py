@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -60,6 +61,7 @@ class Data:
         source = self.source()
         raw = np.empty(source.nbytes, np.uint8)
         source.read_into(0, raw)
+        source.close()
         return raw
 
     def array(self) -> Array:
@@ -95,7 +97,11 @@ def compare_bytes(what: str, deploy: Data, fake: Data) -> str | None:
     if deploy.tensor.data_type == onnx.TensorProto.STRING:
         same = list(deploy.tensor.string_data) == list(fake.tensor.string_data)
         return None if same else f"{what} holds different strings in the twins"
-    one, other = deploy.source(), fake.source()
+    with closing(deploy.source()) as one, closing(fake.source()) as other:
+        return _compare_blocks(what, one, other)
+
+
+def _compare_blocks(what: str, one: RandomAccess, other: RandomAccess) -> str | None:
     if one.nbytes != other.nbytes:
         return f"{what} holds {one.nbytes} bytes in the deploy twin and {other.nbytes} in the fake-quant twin"
     left, right = np.empty(min(one.nbytes, 4 * _BLOCK), np.uint8), np.empty(min(one.nbytes, 4 * _BLOCK), np.uint8)
@@ -130,7 +136,13 @@ def compare_integers(what: str, deploy: Data, fake: Data, axis: int | None = Non
         packed = packed_axis_of(deploy.dims, fake.dims, axis)
     if packed is None and deploy.dims != fake.dims:
         return f"{what} has dims {list(deploy.dims)} in the deploy twin and {list(fake.dims)} in the fake-quant twin"
-    reader, floats = deploy.source(), fake.source()
+    with closing(deploy.source()) as reader, closing(fake.source()) as floats:
+        return _compare_values(what, deploy, reader, fake, floats, packed)
+
+
+def _compare_values(
+    what: str, deploy: Data, reader: RandomAccess, fake: Data, floats: RandomAccess, packed: int | None
+) -> str | None:
     count = prod(fake.dims)
     expected_bytes = _stored_bytes(deploy)
     if reader.nbytes != expected_bytes or floats.nbytes != 4 * count:

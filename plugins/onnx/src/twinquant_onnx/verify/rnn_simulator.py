@@ -87,7 +87,10 @@ class RnnSimulator:
             real[name] = quantizer(arrays[name]) * (np.float32(1.0) / np.float32(quantizer.reciprocal))
         if "initial_c" in arrays:
             real["initial_c"] = arrays["initial_c"].astype(np.float32)
-        weights = self._weights(arrays["X"].shape[-1])
+        try:
+            weights = self._weights(arrays["X"].shape[-1])
+        except ValueError as error:
+            raise VerificationError(f"layer {self.rnn.name!r}: its tensors do not fit each other: {error}") from error
         slots = ["X", "W", "R", "B" if "B" in weights else "", "sequence_lens" if "sequence_lens" in real else "", "initial_h"]
         if "initial_c" in real:
             slots.append("initial_c")

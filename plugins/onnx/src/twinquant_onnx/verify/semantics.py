@@ -59,6 +59,8 @@ def read_quantizer(node: onnx.NodeProto) -> Quantizer:
     Raises:
         VerificationError: one is missing or not of the kind known.
     """
+    if len(node.input) != 1 or len(node.output) != 1:
+        raise VerificationError(f"{node.op_type} {node.name!r} has {len(node.input)} inputs and {len(node.output)} outputs")
     given = {attribute.name: attribute for attribute in node.attribute}
     absent = [name for name in ("scale", "offset", "dst_type") if name not in given]
     if absent:
@@ -147,6 +149,7 @@ class LayerSimulator:
         Raises:
             VerificationError: shapes or attributes do not fit each other.
         """
+        self._check_rank(x.ndim)
         try:
             accumulator, exact = _COMPUTE[self.layer.op_type](self, x)
         except ValueError as error:
@@ -161,6 +164,15 @@ class LayerSimulator:
             to_float16 = any(a.name == "dtype" and a.i == 1 for a in dequant.attribute)
             output = product.astype(np.float16) if to_float16 else product
         return LayerResult(accumulator, product, output, allowed)
+
+    def _check_rank(self, rank: int) -> None:
+        weight = self.layer.weight
+        if self.layer.op_type in ("Conv", "ConvTranspose") and weight is not None:
+            expected = (len(weight.stored_shape), len(weight.stored_shape))
+        else:
+            expected = {"Gemm": (2, 2), "MatMul": (1, 99)}.get(self.layer.op_type, (3, 99))
+        if not expected[0] <= rank <= expected[1]:
+            raise VerificationError(f"layer {self.layer.name!r} ({self.layer.op_type}) gets an input of rank {rank}")
 
     def _scale(self, total: Array) -> npt.NDArray[np.float32]:
         parameter = self._twin.data(self.layer.parameter).array()
