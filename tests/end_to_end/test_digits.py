@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from minmax_factors import measure
 from onnx import numpy_helper
 
+from twinquant.plan import LayerInfo
 from twinquant.records import parse_record_file
 
 SHIPPED = Path(find_spec("twinquant_onnx").origin).parent / "demo"
@@ -44,6 +46,18 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     assert twinquant("save", MODEL, RECORD, folder / "digits").returncode == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def digits_script():
+    """The module examples/digits/dataset.py."""
+    pytest.importorskip("sklearn")
+    path = Path(__file__).parents[2] / "examples" / "digits" / "dataset.py"
+    specification = spec_from_file_location("digits_dataset", path)
+    module = module_from_spec(specification)
+    sys.modules[specification.name] = module  # dataclasses look their module up there
+    specification.loader.exec_module(module)
+    return module
 
 
 def twinquant(*argv, **options):
@@ -91,31 +105,25 @@ def test_the_stored_network_reads_more_than_97_percent_of_held_out_digits(held_o
     assert accuracy(MODEL, images, labels) > 0.97
 
 
-def test_the_stored_record_holds_the_weights_own_maxima():
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(MODEL).graph.initializer}
-    records = parse_record_file(RECORD)
-    assert list(records.records) == list(LAYERS)
-    for record in records:
-        if LAYERS[record.key] == "AveragePool":
-            expected = np.ones(1)
-        elif LAYERS[record.key] == "Conv":
-            expected = np.abs(weights[f"{record.key}.weight"]).max(axis=(1, 2, 3)) / 127
-        else:
-            expected = np.abs(weights[f"{record.key}.weight"]).max().reshape(1) / 127
-        np.testing.assert_allclose(record.scale_w, expected, rtol=1e-6)
-
-
-def test_the_stored_held_out_digits_are_scikit_learns(held_out):
-    datasets = pytest.importorskip("sklearn.datasets")
-    every = {(image.astype(np.uint8).tobytes(), int(label)) for image, label in zip(*digits_of(datasets), strict=True)}
+def test_the_stored_held_out_digits_are_the_ones_that_the_script_splits_off(held_out, digits_script):
+    training, split_off = digits_script.split()
     images, labels = held_out
-    stored = {((i * 16).astype(np.uint8).tobytes(), int(label)) for i, label in zip(images, labels, strict=True)}
-    assert stored <= every
+    np.testing.assert_array_equal(digits_script.as_input(split_off.images), images)
+    np.testing.assert_array_equal(split_off.labels, labels)
+    assert len(training.labels) == 1797 - 450
 
 
-def digits_of(datasets):
-    digits = datasets.load_digits()
-    return digits.images, digits.target
+def test_the_stored_record_holds_the_ranges_of_the_training_digits(digits_script):
+    training, _ = digits_script.split()
+    layers = [LayerInfo(name, op_type) for name, op_type in LAYERS.items()]
+    measured = measure(MODEL, layers, [{"image": digits_script.as_input(training.images)}]).records
+    stored = parse_record_file(RECORD).records
+    assert list(stored) == list(LAYERS)
+    for name, record in stored.items():
+        assert record.scale_d == pytest.approx(measured[name].scale_d, rel=1e-5)
+        assert abs(record.offset_d - measured[name].offset_d) <= 1
+        np.testing.assert_allclose(record.scale_w, measured[name].scale_w, rtol=1e-6)
+        assert not record.offset_w.any()
 
 
 def test_save_on_the_command_line_writes_a_fake_twin_as_accurate_as_float(saved, held_out):

@@ -151,7 +151,7 @@ def test_values_saturate_at_the_range_of_the_bits(bits):
 @pytest.mark.parametrize("columns", [2, 130, 1000])
 @pytest.mark.parametrize("buffer", [1, 77 * 64, 77 * 100, 1 << 24])
 def test_a_transposed_weight_equals_the_transposed_array(monkeypatch, buffer, columns, scales, encoding):
-    monkeypatch.setattr(quantized, "TRANSPOSE_BYTES", buffer)
+    monkeypatch.setattr(quantized, "STRIP_BYTES", buffer)
     weight, scale = random_case(WeightLayout.OUTPUT_FIRST, (77, columns), scales)
     bits = bits_of(encoding)
     content = QuantizedWeight(
@@ -171,7 +171,7 @@ def test_a_transposed_weight_equals_the_transposed_array(monkeypatch, buffer, co
 
 
 def test_a_transposed_weight_with_an_odd_number_of_elements_ends_with_half_a_byte(monkeypatch):
-    monkeypatch.setattr(quantized, "TRANSPOSE_BYTES", 1)
+    monkeypatch.setattr(quantized, "STRIP_BYTES", 1)
     weight = np.arange(-7, 8, dtype=np.float32).reshape(3, 5)
     content = QuantizedWeight(
         ArrayBytes(weight),

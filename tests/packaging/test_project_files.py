@@ -32,6 +32,12 @@ def test_every_link_inside_the_project_leads_somewhere(document):
     assert [target for target in targets if not (document.parent / target).exists()] == []
 
 
+def test_every_decision_is_listed_in_the_documentation():
+    index = (ROOT / "docs" / "index.md").read_text("utf-8")
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    assert [page.name for page in pages if f"(decisions/{page.name})" not in index] == []
+
+
 def test_every_command_of_the_command_line_is_in_the_readme():
     readme = (ROOT / "README.md").read_text("utf-8")
     assert [name for name in COMMANDS if f"twinquant {name}" not in readme] == []

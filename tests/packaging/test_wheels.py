@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import subprocess
@@ -13,6 +12,8 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+
+import twinquant
 
 pytestmark = pytest.mark.heavy
 
@@ -70,9 +71,15 @@ def requirements_of(wheel):
 
 def test_all_five_distributions_build_with_one_version(wheels):
     assert set(wheels) == set(FOLDERS)
-    assert {metadata_of(wheel)["Version"] for wheel in wheels.values()} == {
-        importlib.metadata.version("twinquant-core")
-    }
+    assert {metadata_of(wheel)["Version"] for wheel in wheels.values()} == {twinquant.__version__}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_wheel_demands_its_siblings_in_its_own_version(wheels, name):
+    demanded = [line.partition(";")[0].strip() for line in metadata_of(wheels[name]).get_all("Requires-Dist", [])]
+    siblings = [line for line in demanded if line.startswith("twinquant")]
+    assert bool(siblings) == (name != "twinquant-core")
+    assert all(line.endswith(f"=={twinquant.__version__}") for line in siblings)
 
 
 @pytest.mark.parametrize("name", FOLDERS)

@@ -53,7 +53,9 @@ def test_pooling_over_one_and_three_dimensions_works(kit, rng, shape):
     kit.match(model, kit.twins(model, record(kit, x)), {"x": x}, within=0.02)
 
 
-def padded(kit, rng, *, pad_name="pool_pad", mode=None, value=None, opset=13, more=(), outputs=("y",), kind=1, named=True):
+def padded(
+    kit, rng, *, pad_name="pool_pad", mode=None, value=None, opset=13, more=(), outputs=("y",), kind=1, named=True
+):
     x = values(rng)
     pads = [0, 0, 1, 2, 0, 0, 1, 0]
     settings = {"mode": mode} if mode else {}

@@ -41,8 +41,9 @@ def stored(w, kind):
 
 def pairs(values, axis):
     """Pack by the definition: the even index in the low half, the odd one in the high half."""
-    even, odd = np.take(values, range(0, values.shape[axis], 2), axis), np.take(
-        values, range(1, values.shape[axis], 2), axis
+    even, odd = (
+        np.take(values, range(0, values.shape[axis], 2), axis),
+        np.take(values, range(1, values.shape[axis], 2), axis),
     )
     return ((even.astype(np.int32) & 15) | ((odd.astype(np.int32) & 15) << 4)).astype(np.uint8).view(np.int8)
 
@@ -80,9 +81,7 @@ def test_4_bit_weights_with_an_odd_number_of_input_channels_are_refused(kit, rng
 
 def test_the_input_channels_of_a_group_count_for_packing(kit, rng):
     w = rng.normal(size=(4, 1, 3, 3)).astype(np.float32)
-    model = kit.model(
-        [helper.make_node("Conv", ["x", "w"], ["y"], "l", group=4)], {"x": (1, 4, 5, 5)}, ["y"], {"w": w}
-    )
+    model = kit.model([helper.make_node("Conv", ["x", "w"], ["y"], "l", group=4)], {"x": (1, 4, 5, 5)}, ["y"], {"w": w})
     with pytest.raises(RecordValueError, match=r"odd number.*\(1\)"):
         kit.twins(model, {"l": kit.record(wts_type="INT4")})
 
@@ -145,7 +144,9 @@ def test_16_bit_activations_have_their_range_and_a_16_bit_offset(kit, rng, kind)
 
 def test_dst_type_decides_both_and_the_other_types_are_ignored(kit, rng):
     model, x, w, _ = layer(kit, rng, "Conv")
-    made = kit.record(kit.scale_of(w), scale_d=np.abs(x).max() / 120, dst_type="INT8", act_type="INT16", wts_type="INT6")
+    made = kit.record(
+        kit.scale_of(w), scale_d=np.abs(x).max() / 120, dst_type="INT8", act_type="INT16", wts_type="INT6"
+    )
     twins = kit.twins(model, {"l": made})
     assert kit.attributes(kit.node(twins.deploy, "l.quant"))["dst_type"] == b"INT8"
     np.testing.assert_array_equal(kit.array(twins.deploy, "w"), kit.integers(w, kit.scale_of(w)))
@@ -160,9 +161,7 @@ def test_dst_type_int4_wins_over_a_packed_weight_type(kit, rng):
 @pytest.mark.parametrize("fields", [{"act_type": "INT4"}, {"act_type": "INT16"}, {"dst_type": "INT4"}], ids=str)
 def test_pooling_takes_every_activation_type(kit, rng, fields):
     x = rng.normal(size=(1, 2, 4, 4)).astype(np.float32)
-    model = kit.model(
-        [helper.make_node("AveragePool", ["x"], ["y"], "l", kernel_shape=[2, 2])], {"x": x.shape}, ["y"]
-    )
+    model = kit.model([helper.make_node("AveragePool", ["x"], ["y"], "l", kernel_shape=[2, 2])], {"x": x.shape}, ["y"])
     twins = kit.twins(model, {"l": kit.record(1.0, scale_d=np.abs(x).max() / 7, offset_d=0, **fields)})
     kit.match(model, twins, {"x": x}, within=0.3)
 

@@ -169,9 +169,7 @@ def test_padding_strides_and_dilations_pass_through_and_padding_is_real_zero(kit
     x = rng.uniform(0.5, 1.5, size=(1, 2, 7, 7)).astype(np.float32)
     w = rng.normal(size=(2, 2, 3, 3)).astype(np.float32)
     settings = {"strides": [2, 1], "pads": [1, 2, 0, 1], "dilations": [1, 2], "kernel_shape": [3, 3]}
-    model = kit.model(
-        [helper.make_node(op_type, ["x", "w"], ["y"], "c", **settings)], {"x": x.shape}, ["y"], {"w": w}
-    )
+    model = kit.model([helper.make_node(op_type, ["x", "w"], ["y"], "c", **settings)], {"x": x.shape}, ["y"], {"w": w})
     twins = kit.twins(model, {"c": kit.record(np.abs(w).max() / 127, scale_d=1.5 / 255, offset_d=-128)})
     assert kit.attributes(kit.node(twins.deploy, "c")) == settings
     kit.match(model, twins, {"x": x}, within=0.02)
@@ -219,9 +217,7 @@ def test_weight_and_bias_may_be_any_kind_of_constant(kit, rng, holder):
             nodes.append(helper.make_node("Constant", [], [source], f"make_{name}", value=held))
         if source != name:
             nodes.append(helper.make_node("Identity", [source], [name], f"same_{name}"))
-    model = kit.model(
-        [*nodes, helper.make_node("Conv", ["x", "w", "b"], ["y"], "c")], {"x": x.shape}, ["y"], constants
-    )
+    model = kit.model([*nodes, helper.make_node("Conv", ["x", "w", "b"], ["y"], "c")], {"x": x.shape}, ["y"], constants)
     scale_w, scale_d = np.abs(w).max() / np.float32(127), np.abs(x).max() / np.float32(120)
     twins = kit.twins(model, {"c": kit.record(scale_w, scale_d=scale_d)})
     kit.match(model, twins, {"x": x}, within=0.03)
@@ -234,7 +230,11 @@ def test_weight_and_bias_may_be_any_kind_of_constant(kit, rng, holder):
 def test_a_bias_given_as_value_floats_is_quantized(kit):
     made = helper.make_node("Constant", [], ["b"], "make_b", value_floats=[1.0, -2.0])
     model = kit.model(
-        [made, helper.make_node("Conv", ["x", "w"], ["h"], "other"), helper.make_node("Conv", ["x", "w", "b"], ["y"], "c")],
+        [
+            made,
+            helper.make_node("Conv", ["x", "w"], ["h"], "other"),
+            helper.make_node("Conv", ["x", "w", "b"], ["y"], "c"),
+        ],
         {"x": (1, 1, 2, 2)},
         ["y"],
         {"w": np.ones((2, 1, 1, 1), np.float32)},

@@ -37,9 +37,7 @@ def case(kit, rng, op_type, kind, opset=13):
     else:
         nodes = [helper.make_node(op_type, ["x", *constants], ["y"], "l", **settings)]
     nodes.append(helper.make_node("Cast", ["y"], ["z"], "tail", to=TensorProto.FLOAT))
-    model = kit.model(
-        nodes, {"x": kit.Typed(kind, x_shape)}, {"z": TensorProto.FLOAT}, constants, opset=opset
-    )
+    model = kit.model(nodes, {"x": kit.Typed(kind, x_shape)}, {"z": TensorProto.FLOAT}, constants, opset=opset)
     return model, x, constants
 
 

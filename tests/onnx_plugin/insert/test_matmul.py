@@ -38,9 +38,7 @@ def test_activations_of_any_rank_keep_their_output_shape(kit, rng, x_shape):
 
 def test_an_input_of_unknown_rank_keeps_its_output_shape(kit, rng):
     w = rng.normal(size=(K, N)).astype(np.float32)
-    model = kit.model(
-        [helper.make_node("MatMul", ["x", "w"], ["y"], "m")], {"x": kit.Typed(1, None)}, ["y"], {"w": w}
-    )
+    model = kit.model([helper.make_node("MatMul", ["x", "w"], ["y"], "m")], {"x": kit.Typed(1, None)}, ["y"], {"w": w})
     twins = kit.twins(model, {"m": kit.record(scales(w, w)[0], scale_d=0.03)})
     for shape in ((K,), (2, K), (2, 2, K)):
         kit.match(model, twins, {"x": rng.normal(size=shape).astype(np.float32)}, within=0.05)
@@ -70,6 +68,19 @@ def test_a_weight_behind_a_transpose_is_quantized_where_it_is_stored(kit, rng, p
         ]
     kit.match(model, twins, {"x": x}, within=0.03)
     onnx.checker.check_model(twins.fake, full_check=True)
+
+
+def test_a_transpose_that_moves_nothing_is_like_an_identity(kit, rng):
+    x, w = rng.normal(size=(3, K)).astype(np.float32), rng.normal(size=(K, N)).astype(np.float32)
+    nodes = [
+        helper.make_node("Transpose", ["w"], ["t"], "t", perm=[0, 1]),
+        helper.make_node("MatMul", ["x", "t"], ["y"], "m"),
+    ]
+    model = kit.model(nodes, {"x": x.shape}, ["y"], {"w": w})
+    scale_w, scale_d = kit.scale_of(w, 4), np.abs(x).max() / np.float32(120)
+    twins = kit.twins(model, {"m": kit.record(scale_w, scale_d=scale_d, wts_type="INT4")})
+    assert kit.array(twins.deploy, "w").shape == (K // 2, N)
+    kit.match(model, twins, {"x": x}, within=0.5, packed_axes={"w": 0})
 
 
 def refused(kit, nodes, inputs, constants, reason):

@@ -46,7 +46,9 @@ def test_an_absent_activation_type_equals_int8(kit, rng):
     kit.match(model, twins, {"x": x}, within=0.05)
 
 
-@pytest.mark.parametrize("change", [{"offset_d": 4}, {"scale_d": 0.051}, {"act_type": "INT16"}, {"act_type": "INT4"}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"offset_d": 4}, {"scale_d": 0.051}, {"act_type": "INT16"}, {"act_type": "INT4"}], ids=str
+)
 def test_other_factors_keep_their_own_node(kit, rng, change):
     model, x, scale_w = readers(kit, rng)
     made, other = kit.record(scale_w), kit.record(scale_w, **change)

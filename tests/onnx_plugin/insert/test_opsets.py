@@ -74,14 +74,18 @@ def test_16_bits_saturate_at_their_own_limits(kit, opset):
 
 @pytest.mark.parametrize("opset", [1, 6])
 def test_older_operator_sets_are_refused_with_the_way_out(kit, opset):
-    model = kit.model([helper.make_node("MatMul", ["x", "w"], ["y"], "m")], {"x": (1, 1)}, ["y"], {"w": np.ones((1, 1), np.float32)})
+    model = kit.model(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], "m")], {"x": (1, 1)}, ["y"], {"w": np.ones((1, 1), np.float32)}
+    )
     model.opset_import[0].version = opset
     with pytest.raises(UnsupportedModelError, match=rf"operator set {opset}.*version_converter"):
         kit.twins(model, {"m": kit.record()})
 
 
 def test_a_model_without_the_main_operator_set_is_refused(kit):
-    model = kit.model([helper.make_node("MatMul", ["x", "w"], ["y"], "m")], {"x": (1, 1)}, ["y"], {"w": np.ones((1, 1), np.float32)})
+    model = kit.model(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], "m")], {"x": (1, 1)}, ["y"], {"w": np.ones((1, 1), np.float32)}
+    )
     model.opset_import[0].domain = "my.ops"
     with pytest.raises(UnsupportedModelError, match="operator set"):
         kit.twins(model, {"m": kit.record()})

@@ -255,6 +255,7 @@ def test_a_shared_weight_of_convolutions_with_other_groups(kit, rng):
     nodes = [helper.make_node("ConvTranspose", ["x", "w"], [f"y{g}"], f"l{g}", group=g) for g in (1, 2, 4)]
     model = kit.model(nodes, {"x": x.shape}, ["y1", "y2", "y4"], {"w": w})
     records = {
-        f"l{g}": kit.record([np.abs(w).max() / 127 * (1 + 0.1 * i) for i in range(2 * g)], scale_d=0.03) for g in (1, 2, 4)
+        f"l{g}": kit.record([np.abs(w).max() / 127 * (1 + 0.1 * i) for i in range(2 * g)], scale_d=0.03)
+        for g in (1, 2, 4)
     }
     kit.match(model, kit.twins(model, records), {"x": x}, within=0.05)

@@ -42,7 +42,8 @@ def quantize_activation(x: npt.NDArray[Any], reciprocal: float, offset: int, num
     for start in range(0, source.size, BLOCK_ELEMENTS):
         part = source[start : start + BLOCK_ELEMENTS]
         block = buffer[: part.size]
-        np.multiply(part.astype(np.float32, copy=False), factor, out=block)
+        with np.errstate(over="ignore"):
+            np.multiply(part.astype(np.float32, copy=False), factor, out=block)
         np.rint(block, out=block)
         np.add(block, shift, out=block)
         np.clip(block, low, high, out=block)

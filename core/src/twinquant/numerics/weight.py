@@ -78,7 +78,8 @@ def quantize_weight(weight: npt.NDArray[Any], scale: Float32Array, num_bits: int
     """
     out = np.empty(weight.shape, np.int8)
     for where in rectangular_blocks(weight.shape):
-        block = np.array(weight[where], np.float32)
+        with np.errstate(over="ignore"):
+            block = np.array(weight[where], np.float32)
         fitting = scale[tuple(s if n > 1 else slice(None) for s, n in zip(where, scale.shape, strict=True))]
         if not round_weight_in_place(block, fitting, num_bits):
             raise ValueError("the weight holds NaN or infinity")

@@ -23,6 +23,7 @@ _WTS_BITS = {"INT4": 4, "INT6": 6, "INT7": 7, "INT8": 8}
 _DST_BITS = {"INT4": 4, "INT8": 8}
 _PRECISION_MODES = ("DEFAULT", "FORCE_FP16_QUANT")
 _BALANCE_RANGE = (2.0**-23, 2.0**23)
+_LARGEST_FLOAT16 = 65504.0
 _SMALLEST_NORMAL = np.finfo(np.float32).tiny
 
 
@@ -188,6 +189,9 @@ class _Check:
         low, high = _BALANCE_RANGE
         factors = record.tensor_balance_factor
         self.all_of("tensor_balance_factor", factors, (factors >= low) & (factors <= high), "must be in [2^-23, 2^23]")
+        if self.layer.element_type == "float16":
+            usable = factors >= np.float32(1 / _LARGEST_FLOAT16)
+            self.all_of("tensor_balance_factor", factors, usable, "its reciprocal must fit the layer's type, float16")
 
     def all_of(self, field: str, values: npt.NDArray[Any], good: npt.NDArray[np.bool_], rule: str) -> None:
         if good.all():

@@ -24,7 +24,7 @@ __all__ = [
     "type_name",
 ]
 
-FLOAT_TYPES = {
+FLOAT_TYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.BFLOAT16: "bfloat16",
@@ -46,7 +46,7 @@ class Constant:
         initializer: position among the initializers, or None.
         node: position of the Constant node, or None.
         chain: the nodes between the data and the reader, in order: Identity, and at most one Transpose.
-        transposed: the chain swaps the two axes of a rank-2 tensor.
+        transposed: the chain moves axes; it swaps the two of a matrix, and only a matrix may be used then.
     """
 
     name: str
@@ -80,48 +80,45 @@ class ConstantFinder:
 
         Args:
             tensor: the tensor's name.
-            through_transpose: a Transpose of a rank-2 tensor may stand in between, besides Identity nodes.
+            through_transpose: one Transpose may stand in between, besides Identity nodes.
         """
         chain: list[int] = []
-        transposed = False
+        behind_transpose = transposed = False
         while True:
             if tensor in self._initializers:
                 index = self._initializers[tensor]
                 data = self._graph.initializer[index]
-                return self._checked(Constant(tensor, data, index, None, tuple(reversed(chain)), transposed))
+                return Constant(tensor, data, index, None, tuple(reversed(chain)), transposed)
             maker = self._topology.producer.get(tensor)
-            if maker is None:
+            if maker is None or maker in chain:
                 return None
             node = self._graph.node[maker]
             if node.domain not in MAIN_DOMAINS:
                 return None
             if node.op_type == "Constant":
                 value = _constant_value(node)
-                found = Constant(tensor, value, None, maker, tuple(reversed(chain)), transposed) if value else None
-                return self._checked(found)
-            if node.op_type == "Transpose" and through_transpose and not transposed and _swaps_two_axes(node):
-                transposed = True
+                return Constant(tensor, value, None, maker, tuple(reversed(chain)), transposed) if value else None
+            if node.op_type == "Transpose" and through_transpose and not behind_transpose:
+                behind_transpose, transposed = True, _moves_axes(node)
             elif node.op_type != "Identity":
+                return None
+            if not node.input:
                 return None
             chain.append(maker)
             tensor = node.input[0]
 
-    @staticmethod
-    def _checked(found: Constant | None) -> Constant | None:
-        """Drop what cannot be a transposed matrix: without `perm`, a Transpose reverses any number of axes."""
-        return None if found is not None and found.transposed and len(found.tensor.dims) != 2 else found
 
-
-def _swaps_two_axes(node: onnx.NodeProto) -> bool:
-    perm = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), [1, 0])
-    return perm == [1, 0]
+def _moves_axes(node: onnx.NodeProto) -> bool:
+    perm = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), None)
+    return perm is None or perm != sorted(perm)
 
 
 def _constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
     """Return what a Constant node holds as a tensor; None for sparse and string values."""
     for attribute in node.attribute:
         if attribute.name == "value":
-            return attribute.t
+            value: onnx.TensorProto = attribute.t
+            return value
         if attribute.name in ("value_float", "value_floats"):
             floats = attribute.f if attribute.name == "value_float" else list(attribute.floats)
             return numpy_helper.from_array(np.asarray(floats, np.float32), node.output[0])
@@ -142,6 +139,8 @@ def type_name(data_type: int) -> str:
 def raw_bytes(tensor: onnx.TensorProto, store: TensorStore) -> RandomAccess:
     """Return the bytes of a float tensor, wherever they are."""
     stored = store.get(tensor)
+    if stored is None and tensor.HasField("raw_data"):
+        return ArrayBytes(np.frombuffer(tensor.raw_data, np.uint8))
     if stored is None:
         return ArrayBytes(np.ascontiguousarray(numpy_helper.to_array(tensor)))
     if not isinstance(stored.content, RandomAccess):
@@ -154,11 +153,17 @@ def read_array(tensor: onnx.TensorProto, store: TensorStore) -> np.ndarray:
     source = raw_bytes(tensor, store)
     raw = np.empty(source.nbytes, np.uint8)
     source.read_into(0, raw)
+    source.close()
     shape = tuple(tensor.dims)
     if tensor.data_type == onnx.TensorProto.BFLOAT16:
         return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
-    dtype = {onnx.TensorProto.FLOAT: "<f4", onnx.TensorProto.FLOAT16: "<f2", onnx.TensorProto.DOUBLE: "<f8"}
+    dtype: dict[int, str] = {
+        onnx.TensorProto.FLOAT: "<f4",
+        onnx.TensorProto.FLOAT16: "<f2",
+        onnx.TensorProto.DOUBLE: "<f8",
+    }
     values = raw.view(dtype[tensor.data_type])
     if values.size != prod(shape):
         raise ValueError(f"tensor {tensor.name!r} holds {values.size} values, its dims say {prod(shape)}")
-    return values.astype(np.float32).reshape(shape)
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32).reshape(shape)

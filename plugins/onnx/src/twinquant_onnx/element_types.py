@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import onnx
 from onnx import shape_inference
 
-from twinquant_onnx.constants import FLOAT_TYPES
-
 __all__ = ["TensorTypes", "infer_types"]
 
 _log = logging.getLogger(__name__)
@@ -26,11 +24,6 @@ class TensorTypes:
 
     element: dict[str, int]
     rank: dict[str, int]
-
-    def float_name(self, tensor: str, otherwise: int = onnx.TensorProto.FLOAT) -> str:
-        """Return the NumPy-style name of a tensor's float type; of `otherwise` where the tensor's type is unknown."""
-        known = self.element.get(tensor, otherwise)
-        return FLOAT_TYPES.get(known, f"element type {known}")
 
 
 def infer_types(model: onnx.ModelProto) -> TensorTypes:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 
+from twinquant_onnx.integers import IntegerMemory
 from twinquant_onnx.tensors import TensorBytes
 
 __all__ = ["OnnxGraph", "StoredTensor", "TensorStore", "stored_index"]
@@ -37,13 +38,18 @@ class TensorStore:
 
     A `TensorProto` refers to entry n by `data_location: EXTERNAL` and the single external_data entry
     `location: "twinquant:<n>"`; it keeps its name, data type and dims and may be copied freely.
+
+    Attributes:
+        entries: the tensors.
+        integers: what was computed for one twin and will be needed for the other; shared by all copies of the store.
     """
 
     entries: list[StoredTensor] = field(default_factory=list)
+    integers: IntegerMemory = field(default_factory=IntegerMemory)
 
     def copy(self) -> TensorStore:
         """Return a store with the same entries, to which others can be added."""
-        return TensorStore(list(self.entries))
+        return TensorStore(list(self.entries), self.integers)
 
     def attach(self, tensor: onnx.TensorProto, content: TensorBytes, *, external: bool = False) -> None:
         """Give a tensor's data over to the store: the message loses its data and gets the reference.

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from twinquant.plan import LayerInfo, LayerKind
-from twinquant_onnx.constants import Constant, ConstantFinder, is_float, type_name
+from twinquant_onnx.constants import FLOAT_TYPES, Constant, ConstantFinder, is_float, read_array, type_name
 from twinquant_onnx.element_types import TensorTypes, infer_types
 from twinquant_onnx.graph import OnnxGraph
 from twinquant_onnx.rnn import rnn_refusal
+from twinquant_onnx.shapes import shape_refusal
 from twinquant_onnx.topology import MAIN_DOMAINS, Reader, Topology, read_topology, subgraphs
 
 __all__ = ["OPERATORS", "LoadedModel", "Operator", "Site", "analyse"]
@@ -110,7 +109,9 @@ def analyse(graph: OnnxGraph) -> LoadedModel:
     for index, node in enumerate(main.node):
         operator = OPERATORS.get(node.op_type) if node.domain in MAIN_DOMAINS else None
         if operator is None:
-            layers.append(LayerInfo(topology.names[index], node.op_type))
+            foreign = node.op_type in OPERATORS
+            refusal = f"it is an operator of the domain {node.domain!r}, not ONNX's own" if foreign else None
+            layers.append(LayerInfo(topology.names[index], node.op_type, refusal=refusal))
             continue
         site = _Describer(graph, topology, finder, types).describe(index, operator)
         if isinstance(site, str):
@@ -119,7 +120,9 @@ def analyse(graph: OnnxGraph) -> LoadedModel:
             sites[index] = site
             layers.append(_info(main, site))
     own_names = set(topology.names)
-    layers.extend(layer for node in main.node for layer in _inner_layers(node) if layer.name not in own_names)
+    # Both branches of an If may use one name: a record that has it shall be refused for the subgraph, not the name.
+    inner = {layer.name: layer for node in main.node for layer in _inner_layers(node) if layer.name not in own_names}
+    layers.extend(inner.values())
     return LoadedModel(graph, topology, tuple(layers), sites)
 
 
@@ -148,6 +151,8 @@ class _Describer:
         node = self.graph.model.graph.node[index]
         if not node.input or not node.input[0]:
             return "it has no input"
+        if operator.recurrence is None and not any(node.output[:1]):
+            return "it has no output"
         weight = recurrence = bias = None
         if operator.weight is not None:
             found_weight = self._weight(node, operator.weight, operator)
@@ -177,17 +182,19 @@ class _Describer:
                 output_node = bias_reader.node
         if bias is not None and not is_float(bias.tensor):
             return f"its bias is {type_name(bias.tensor.data_type)}, not a float type"
+        group, trans_b = _int_attribute(node, "group", 1), bool(_int_attribute(node, "transB", 0))
+        misfit = shape_refusal(operator.kind, weight, recurrence, bias, group=group, trans_b=trans_b)
+        if misfit:
+            return misfit
         activation = self._activation(index, operator)
-        read = self.graph.model.graph.node[activation.node].input[activation.slot]
-        otherwise = weight.tensor.data_type if weight is not None else onnx.TensorProto.FLOAT
-        element_type = self.types.float_name(read, otherwise)
-        if element_type.startswith("element type"):
-            return f"its input is {type_name(self.types.element[read])}, not a float type"
+        element_type = self._element_type(node, activation, weight)
+        if element_type not in FLOAT_TYPES:
+            return f"its input is {type_name(element_type)}, not a float type"
         return Site(
             index,
             self.topology.names[index],
             operator,
-            element_type,
+            FLOAT_TYPES[element_type],
             self.types.rank.get(node.input[0]),
             activation,
             weight,
@@ -195,8 +202,15 @@ class _Describer:
             bias,
             bias_reader,
             output_node,
-            _int_attribute(node, "group", 1),
+            group,
         )
+
+    def _element_type(self, node: onnx.NodeProto, activation: Reader, weight: Constant | None) -> int:
+        """Return the element type of the tensor that is quantized; where it is unknown, what it must be like."""
+        read = self.graph.model.graph.node[activation.node].input[activation.slot]
+        if weight is not None:
+            return self.types.element.get(read, weight.tensor.data_type)
+        return self.types.element.get(read, self.types.element.get(node.output[0], onnx.TensorProto.FLOAT))
 
     def _weight(self, node: onnx.NodeProto, slot: int, operator: Operator, what: str = "weight") -> Constant | str:
         if len(node.input) <= slot or not node.input[slot]:
@@ -257,7 +271,9 @@ class _Describer:
         if len(pad.input) < 3 or not pad.input[2]:
             return True
         value = self.finder.find(pad.input[2])
-        return value is not None and not np.any(numpy_helper.to_array(value.tensor))
+        if value is None or not is_float(value.tensor):
+            return False
+        return not read_array(value.tensor, self.graph.store).any()
 
 
 def _info(main: onnx.GraphProto, site: Site) -> LayerInfo:

@@ -1,8 +1,8 @@
-"""Weights that are quantized while they are written: no weight is ever whole in memory."""
+"""Weights that are quantized while they are written, in blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from math import prod
 from typing import Any
@@ -13,14 +13,22 @@ import onnx
 
 from twinquant.errors import ModelContentError
 from twinquant.numerics import BLOCK_ELEMENTS, pack_int4, pack_int4_along, rectangular_blocks, round_weight_in_place
+from twinquant_onnx.integers import IntegerMemory
 from twinquant_onnx.tensors import Bytes, RandomAccess, TensorBytes
 
 __all__ = ["Encoding", "QuantizedWeight", "WeightLayout"]
 
 Float32Array = npt.NDArray[np.float32]
+Int8Array = npt.NDArray[np.int8]
+Block = tuple[tuple[slice, ...], npt.NDArray[Any]]
+"""Where a block lies in the result, seen as (rows, columns, rest), and its integers: int8, or float32 of them."""
 
-TRANSPOSE_BYTES = 1 << 24
-"""Size of the buffer that a transposed weight passes through: the wider it is, the fewer and longer the reads."""
+STRIP_BYTES = 1 << 24
+"""Size of the strip of columns that a transposed weight passes through: the wider, the longer the reads."""
+
+_BAND_ROWS = 256
+_BAND_BYTES = 1 << 22
+"""Rows are collected before they are transposed, so that whole cache lines are written."""
 
 _SOURCE_DTYPES: dict[int, npt.DTypeLike] = {
     onnx.TensorProto.FLOAT: np.float32,
@@ -38,6 +46,9 @@ class WeightLayout(Enum):
     RECURRENT = "[1, gate rows, in]: LSTM, GRU"
 
 
+_INPUT_AXIS = {WeightLayout.OUTPUT_FIRST: 1, WeightLayout.INPUT_FIRST: 0, WeightLayout.RECURRENT: 2}
+
+
 class Encoding(Enum):
     """How the quantized values are stored."""
 
@@ -46,6 +57,16 @@ class Encoding(Enum):
     DEQUANTIZED = "integer * scale as float32"
     PACKED_INT4 = "two values in an int8, paired along the input channels; that dimension is halved"
     ONNX_INT4 = "ONNX's INT4 type: pairs in memory order, dimensions unchanged"
+
+
+_STORED_AS: dict[Encoding, tuple[int, int]] = {
+    Encoding.INT8: (onnx.TensorProto.INT8, 8),
+    Encoding.FLOAT: (onnx.TensorProto.FLOAT, 32),
+    Encoding.DEQUANTIZED: (onnx.TensorProto.FLOAT, 32),
+    Encoding.PACKED_INT4: (onnx.TensorProto.INT8, 8),
+    Encoding.ONNX_INT4: (onnx.TensorProto.INT4, 4),
+}
+"""ONNX element type and bits of one stored element."""
 
 
 class QuantizedWeight(TensorBytes):
@@ -69,6 +90,8 @@ class QuantizedWeight(TensorBytes):
         encoding: Encoding,
         label: str,
         transpose: bool = False,
+        memory: IntegerMemory | None = None,
+        name: str = "",
     ) -> None:
         """Describe the work; nothing is read yet.
 
@@ -83,19 +106,29 @@ class QuantizedWeight(TensorBytes):
             encoding: how the result is stored.
             label: what an error calls the weight, such as `layer 'conv1': the weight 'w'`.
             transpose: store the result with its two dimensions swapped; `shape` has rank 2 and is OUTPUT_FIRST.
+            memory: where the integers are kept for the other twin, and looked for; None keeps nothing.
+            name: what the float weight is called there: one name, one content.
         """
         self._source = source
         self._source_dtype = np.dtype(_SOURCE_DTYPES[source_type])
+        self._scale = _ScaleTable(shape, scale, layout)
         self._num_bits = num_bits
         self._encoding = encoding
         self._label = label
         self._transpose = transpose
-        self._scale = _ScaleTable(shape, scale, layout)
-        self._view = self._scale.view
-        self._input_axis = 0 if layout is WeightLayout.INPUT_FIRST else 1
-        self.dims = _result_dims(shape, layout, encoding, transpose)
+        self._memory = memory or IntegerMemory(0)
+        self._key = (name, layout, transpose, num_bits, scale.tobytes())
+        dims = list(reversed(shape) if transpose else shape)
+        if transpose:
+            layout = WeightLayout.INPUT_FIRST
+        self._result = _ScaleTable(tuple(dims), scale, layout)
+        self._pair_axis: int | None = None
+        if encoding is Encoding.PACKED_INT4:
+            dims[_INPUT_AXIS[layout]] //= 2
+            self._pair_axis = 0 if layout is WeightLayout.INPUT_FIRST else 1
+        self.dims = tuple(dims)
         self.data_type, bits = _STORED_AS[encoding]
-        self.nbytes = (prod(self.dims) * bits + 7) // 8
+        self.nbytes = (prod(dims) * bits + 7) // 8
 
     def blocks(self) -> Iterator[Bytes]:
         """Yield the quantized bytes; see `TensorBytes.blocks`.
@@ -104,79 +137,93 @@ class QuantizedWeight(TensorBytes):
             ModelContentError: the weight holds NaN or infinity.
             ModelFileError: the file of the float weight is shorter than it was.
         """
+        if not self.nbytes:
+            return
         try:
-            if self.nbytes:
-                yield from self._transposed() if self._transpose else self._in_order()
+            if self._encoding is Encoding.ONNX_INT4:
+                yield from _paired(values.astype(np.int8) for _, values in self._integers())
+            else:
+                for where, values in self._integers():
+                    yield np.ascontiguousarray(self._encode(where, values)).reshape(-1).view(np.uint8)
         finally:
             self._source.close()
 
-    def _in_order(self) -> Iterator[Bytes]:
-        pair_axis = self._input_axis if self._encoding is Encoding.PACKED_INT4 else None
+    def _encode(self, where: tuple[slice, ...], values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if self._encoding is Encoding.FLOAT:
+            return values.astype(np.float32, copy=False)
+        if self._encoding is Encoding.DEQUANTIZED:
+            dequantized: Float32Array = np.multiply(values, self._result.part(where), dtype=np.float32)
+            return dequantized
+        integers = values.astype(np.int8, copy=False)
+        return integers if self._pair_axis is None else pack_int4_along(integers, self._pair_axis)
+
+    def _integers(self) -> Iterator[Block]:
+        """Yield the integers in the order of the result: those in memory, or new ones, which are kept if they fit."""
+        view = self._result.view
+        known = self._memory.take(self._key)
+        if known is not None:
+            for where in self._cut(view):
+                yield where, known.reshape(view)[where]
+            return
+        kept = np.empty(prod(view), np.int8) if self._memory.has_room(prod(view)) else None
+        yield from self._transposed(kept) if self._transpose else self._in_order(kept)
+        if kept is not None:
+            self._memory.keep(self._key, kept)
+
+    def _in_order(self, kept: Int8Array | None) -> Iterator[Block]:
         reader = _Reader(self._source, self._source_dtype)
-        start, odd = 0, np.empty(0, np.int8)
-        for where in rectangular_blocks(self._view, step=2, step_axis=pair_axis):
-            shape = tuple(s.stop - s.start for s in where)
-            values = reader.read(start, prod(shape)).reshape(shape)
-            scale = self._scale.part(where[0], where[1])
-            self._round(values, scale)
+        start = 0
+        for where in self._cut(self._scale.view):
+            values = reader.read(start, prod(s.stop - s.start for s in where))
+            self._round(where, values)
+            if kept is not None:
+                kept[start : start + values.size] = values
             start += values.size
-            if self._encoding is Encoding.FLOAT:
-                yield _as_bytes(values)
-            elif self._encoding is Encoding.DEQUANTIZED:
-                yield _as_bytes(np.multiply(values, scale, out=values))
-            elif self._encoding is Encoding.ONNX_INT4:
-                flat = np.concatenate([odd, values.reshape(-1).astype(np.int8)])
-                even = flat.size if start == prod(self._view) else flat.size // 2 * 2
-                odd = flat[even:]
-                yield pack_int4(flat[:even])
-            else:
-                yield _as_bytes(self._integers(values))
+            yield where, values.reshape([s.stop - s.start for s in where])
 
-    def _transposed(self) -> Iterator[Bytes]:
-        """Yield the result transposed: strips of columns, each gathered as integers from pieces of all rows."""
-        rows, columns, _ = self._view
-        packed = 2 if self._encoding is Encoding.PACKED_INT4 else 1
-        width = min(columns, _strip_width(rows))
-        buffer = np.empty((width // packed, rows), np.int8)
+    def _transposed(self, kept: Int8Array | None) -> Iterator[Block]:
+        """Yield the integers transposed: strips of columns, each gathered from pieces of all rows."""
+        rows, columns, _ = self._scale.view
+        width = columns if kept is not None else min(columns, max(2, STRIP_BYTES // rows // 2 * 2))
+        buffer = (np.empty(width * rows, np.int8) if kept is None else kept).reshape(width, rows, 1)
         reader = _Reader(self._source, self._source_dtype)
-        scale_of_rows = self._scale.part(slice(0, rows), slice(0, 1))[:, 0, 0]
-        step = max(2, BLOCK_ELEMENTS // rows // 2 * 2)
         for left in range(0, columns, width):
-            count = min(width, columns - left)
-            strip = buffer[: count // packed]
-            height = max(1, BLOCK_ELEMENTS // count)
-            for top in range(0, rows, height):
-                bottom = min(top + height, rows)
-                values = reader.read_pieces(top * columns + left, count, bottom - top, columns)
-                values = values.reshape(bottom - top, count, 1)
-                self._round(values, self._scale.part(slice(top, bottom), slice(left, left + count)))
-                strip[:, top:bottom] = self._integers(values)[:, :, 0].T
-            for first in range(0, len(strip), step):
-                piece = strip[first : first + step]
-                if self._encoding is Encoding.FLOAT:
-                    yield _as_bytes(piece.astype(np.float32))
-                elif self._encoding is Encoding.DEQUANTIZED:
-                    yield _as_bytes(piece * scale_of_rows)
-                else:
-                    yield pack_int4(piece) if self._encoding is Encoding.ONNX_INT4 else _as_bytes(piece)
+            right = min(left + width, columns)
+            strip = buffer[: right - left]
+            self._gather(reader, left, right, strip)
+            step = max(2, BLOCK_ELEMENTS // rows // 2 * 2)
+            for first in range(left, right, step):
+                where = slice(first, min(first + step, right)), slice(0, rows), slice(0, 1)
+                yield where, strip[first - left : first - left + step]
 
-    def _round(self, values: Float32Array, scale: Float32Array) -> None:
-        if not round_weight_in_place(values, scale, self._num_bits):
+    def _gather(self, reader: _Reader, left: int, right: int, strip: Int8Array) -> None:
+        """Fill a strip, int8 (right - left, rows, 1), with the columns from `left` to `right`."""
+        rows, columns, _ = self._scale.view
+        count = right - left
+        height = max(1, BLOCK_ELEMENTS // count)
+        band_rows = max(height, min(_BAND_ROWS, _BAND_BYTES // count))
+        # Rows that lie a multiple of 64 bytes apart share few cache sets: transposing then takes five times longer.
+        band = np.empty((band_rows, count // 64 * 64 + 96, 1), np.int8)[:, :count]
+        for top in range(0, rows, band_rows):
+            bottom = min(top + band_rows, rows)
+            for first in range(top, bottom, height):
+                last = min(first + height, bottom)
+                values = reader.read_pieces(first * columns + left, count, last - first, columns)
+                self._round((slice(first, last), slice(left, right), slice(0, 1)), values)
+                band[first - top : last - top] = values.reshape(last - first, count, 1)
+            strip[:, top:bottom] = band[: bottom - top].transpose(1, 0, 2)
+
+    def _cut(self, view: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+        return rectangular_blocks(view, step=2, step_axis=self._pair_axis)
+
+    def _round(self, where: tuple[slice, ...], values: Float32Array) -> None:
+        """Round a flat block of the stored weight in place."""
+        block = values.reshape([s.stop - s.start for s in where])
+        if not round_weight_in_place(block, self._scale.part(where), self._num_bits):
             raise ModelContentError(
                 f"{self._label} holds NaN or infinity (as float32), which cannot be quantized: "
                 "fix the model, or remove the layer from the record"
             )
-
-    def _integers(self, values: Float32Array) -> npt.NDArray[np.int8]:
-        integers = values.astype(np.int8)
-        return pack_int4_along(integers, self._input_axis) if self._encoding is Encoding.PACKED_INT4 else integers
-
-
-def _strip_width(rows: int) -> int:
-    """Return how many columns are gathered at once: an even number, so that INT4 pairs stay together."""
-    width = max(2, TRANSPOSE_BYTES // rows // 2 * 2)
-    # Rows of a strip that lie a multiple of 64 bytes apart share few cache sets: transposing takes five times longer.
-    return width // 64 * 64 - 32 if width >= 64 else width
 
 
 class _Reader:
@@ -198,14 +245,11 @@ class _Reader:
             self._values = np.empty(count, np.float32)
             self._raw = self._values if self._raw.dtype == np.float32 else np.empty(count, self._raw.dtype)
         raw, values = self._raw[:count], self._values[:count]
-        size, data = raw.itemsize, raw.view(np.uint8)
         if length == stride:
-            self._source.read_into(start * size, data)
+            self._source.read_into(start * raw.itemsize, raw.view(np.uint8))
         else:
-            for piece in range(pieces):
-                self._source.read_into(
-                    (start + piece * stride) * size, data[piece * length * size : (piece + 1) * length * size]
-                )
+            for number, piece in enumerate(raw.view(np.uint8).reshape(pieces, -1)):
+                self._source.read_into((start + number * stride) * raw.itemsize, piece)
         if raw.dtype == np.uint16:
             np.left_shift(raw, 16, out=values.view(np.uint32), dtype=np.uint32)
         elif raw.dtype != np.float32:
@@ -231,33 +275,21 @@ class _ScaleTable:
         self._table = scale.astype(np.float32, copy=False).reshape(groups, per_column, 1)
         self._group_rows = rows // groups
 
-    def part(self, rows: slice, columns: slice) -> Float32Array:
+    def part(self, where: tuple[slice, ...]) -> Float32Array:
         """Return the scale of a block, float32, broadcasting over (rows, columns, rest)."""
-        group = np.arange(rows.start, rows.stop) // self._group_rows
-        if group[0] == group[-1]:
-            group = group[:1]
-        return self._table[group, columns if self._table.shape[1] > 1 else slice(None)]
+        rows, columns, _ = where
+        groups, per_column, _ = self._table.shape
+        if groups == 1:
+            return self._table if per_column == 1 else self._table[:, columns]
+        group = rows if self._group_rows == 1 else np.arange(rows.start, rows.stop) // self._group_rows
+        return self._table[group, columns if per_column > 1 else slice(None)]
 
 
-_STORED_AS: dict[Encoding, tuple[int, int]] = {
-    Encoding.INT8: (onnx.TensorProto.INT8, 8),
-    Encoding.FLOAT: (onnx.TensorProto.FLOAT, 32),
-    Encoding.DEQUANTIZED: (onnx.TensorProto.FLOAT, 32),
-    Encoding.PACKED_INT4: (onnx.TensorProto.INT8, 8),
-    Encoding.ONNX_INT4: (onnx.TensorProto.INT4, 4),
-}
-"""ONNX element type and bits of one stored element."""
-
-
-def _result_dims(shape: tuple[int, ...], layout: WeightLayout, encoding: Encoding, transpose: bool) -> tuple[int, ...]:
-    dims = list(shape)
-    if encoding is Encoding.PACKED_INT4:
-        dims[_INPUT_AXIS[layout]] //= 2
-    return tuple(reversed(dims) if transpose else dims)
-
-
-_INPUT_AXIS = {WeightLayout.OUTPUT_FIRST: 1, WeightLayout.INPUT_FIRST: 0, WeightLayout.RECURRENT: 2}
-
-
-def _as_bytes(values: npt.NDArray[Any]) -> Bytes:
-    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+def _paired(blocks: Iterable[Int8Array]) -> Iterator[Bytes]:
+    """Pack 4-bit values in memory order; a pair may lie in two blocks."""
+    odd = np.empty(0, np.int8)
+    for block in blocks:
+        values = np.concatenate([odd, block.reshape(-1)])
+        odd = values[values.size // 2 * 2 :]
+        yield pack_int4(values[: values.size // 2 * 2])
+    yield pack_int4(odd)

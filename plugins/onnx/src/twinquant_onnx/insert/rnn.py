@@ -79,12 +79,13 @@ def _quantize_inputs(twin: Twin, site: Site, layer: LayerPlan) -> None:
     if layer.hidden is None:
         raise ValueError(f"layer {layer.name!r} has no factors of the hidden state")
     for slot, suffix, quant in ((0, "", layer.activation), (_INITIAL_H, "1", layer.hidden)):
-        node.input[slot] = _quantize_and_back(twin, site, f"{layer.name}.{{}}{suffix}", node.input[slot], quant)
+        node.input[slot] = _quantize_and_back(twin, site, suffix, node.input[slot], quant)
 
 
-def _quantize_and_back(twin: Twin, site: Site, names: str, tensor: str, quant: ActivationQuant) -> str:
-    quantized = add_fake_quant_chain(twin, site.index, names.format("quant"), tensor, quant, site.element_type)
-    base = f"{names.format('anti_quant')}.fake_antiquant"
+def _quantize_and_back(twin: Twin, site: Site, suffix: str, tensor: str, quant: ActivationQuant) -> str:
+    quant_name = f"{site.name}.quant{suffix}"
+    quantized = add_fake_quant_chain(twin, site.index, quant_name, tensor, quant, site.element_type)
+    base = f"{site.name}.anti_quant{suffix}.fake_antiquant"
     scale = twin.add_constant(site.index, f"{base}.scale", np.asarray(quant.scale, np.float32))
     name = twin.new_node_name(f"{base}.mul")
     output = twin.new_tensor_name(f"{name}.output0")

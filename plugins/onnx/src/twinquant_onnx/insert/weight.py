@@ -78,6 +78,8 @@ def _replacement(
             encoding=encoding,
             label=f"layer {layer.name!r}: the weight {constant.name!r}",
             transpose=transpose,
+            memory=twin.store.integers,
+            name=constant.name,
         )
         del tensor.dims[:]
         tensor.dims.extend(quantized.dims)

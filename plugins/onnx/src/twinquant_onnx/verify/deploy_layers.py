@@ -32,6 +32,7 @@ class DeployLayer:
         dequant: the AscendDequant.
         weight: the weight; None for AveragePool.
         bias: the bias, or None.
+        bias_cast: the Cast to float through which the bias is read, or None.
         parameter: the packed dequantization parameter.
     """
 
@@ -44,13 +45,14 @@ class DeployLayer:
     dequant: int
     weight: Constant | None
     bias: Constant | None
+    bias_cast: int | None
     parameter: Constant
 
     @property
     def nodes(self) -> tuple[int, ...]:
-        """All nodes from the path to the AscendDequant."""
-        added = () if self.add is None else (self.add,)
-        return (*self.path, self.index, *added, self.dequant)
+        """All nodes but the AscendQuant, which layers may share."""
+        optional = (index for index in (self.add, self.bias_cast) if index is not None)
+        return (*self.path, self.index, *optional, self.dequant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +121,14 @@ def _layer_before(twin: Twin, dequant: int) -> DeployLayer | str:
         if weight is None:
             return f"the weight {tensor!r} of layer {layer.name!r} is not constant"
     bias_name = _bias_name(twin, index, add)
-    bias = _find_bias(twin, bias_name)
+    bias, bias_cast = _find_bias(twin, bias_name)
     if bias_name and bias is None:
         return f"the bias {bias_name!r} of layer {layer.name!r} is not constant"
     walked = _walk_to_quant(twin, _input(layer, 0))
     if walked is None:
         return f"the input {_input(layer, 0)!r} of layer {layer.name!r} does not come from an AscendQuant"
     quant, path = walked
-    return DeployLayer(layer.name, layer.op_type, quant, path, index, add, dequant, weight, bias, parameter)
+    return DeployLayer(layer.name, layer.op_type, quant, path, index, add, dequant, weight, bias, bias_cast, parameter)
 
 
 def _bias_name(twin: Twin, index: int, add: int | None) -> str:
@@ -142,12 +144,12 @@ def _input(node: onnx.NodeProto, slot: int) -> str:
     return str(node.input[slot]) if slot < len(node.input) else ""
 
 
-def _find_bias(twin: Twin, tensor: str) -> Constant | None:
-    """Return the constant behind a bias, through the Cast to float that 4-bit activations need."""
+def _find_bias(twin: Twin, tensor: str) -> tuple[Constant | None, int | None]:
+    """Return the constant behind a bias, and the Cast it is read through, as 4-bit activations need it."""
     index = twin.producer(tensor)
-    if index is not None and twin.node(index).op_type == "Cast":
-        tensor = _input(twin.node(index), 0)
-    return twin.finder.find(tensor)
+    if index is None or twin.node(index).op_type != "Cast":
+        return twin.finder.find(tensor), None
+    return twin.finder.find(_input(twin.node(index), 0)), index
 
 
 def _walk_to_quant(twin: Twin, tensor: str) -> tuple[int, tuple[int, ...]] | None:

@@ -18,8 +18,8 @@ Array = npt.NDArray[Any]
 
 _SEED = 20240229
 
-_LENGTHS = (32, 64, 224, 1, 8, 320, 640, 4, 2)
-"""Lengths that are tried for axes whose length the model leaves open, but the first."""
+_GUESSES = (*((1, n) for n in (32, 64, 224, 1, 8, 320, 640, 4, 2)), *((n, n) for n in (2, 3, 4, 8, 16, 32)))
+"""Lengths that are tried for axes whose length the model leaves open: for the first axis, and for the others."""
 
 
 def check_feeds(model: onnx.ModelProto, data: Mapping[str, Any]) -> dict[str, Array]:
@@ -67,7 +67,7 @@ def random_feeds(model: onnx.ModelProto, spread: Mapping[str, float]) -> Iterato
     Raises:
         VerificationError: an input's type or rank is unknown, so that nothing can be made up for it.
     """
-    for length in _LENGTHS if has_free_lengths(model) else (1,):
+    for first, length in _GUESSES if has_free_lengths(model) else _GUESSES[:1]:
         generator = np.random.default_rng(_SEED)
         chosen: dict[str, int] = {}
         feeds: dict[str, Array] = {}
@@ -77,7 +77,7 @@ def random_feeds(model: onnx.ModelProto, spread: Mapping[str, float]) -> Iterato
                 raise VerificationError(f"input {value.name!r} has no declared shape; give an array for it with --data")
             shape: list[int] = []
             for axis, declared in enumerate(lengths):
-                guess = 1 if axis == 0 else length
+                guess = first if axis == 0 else length
                 if isinstance(declared, str):
                     guess = chosen.setdefault(declared, guess)
                 shape.append(declared if isinstance(declared, int) else guess)
@@ -108,5 +108,7 @@ def _lengths(value: onnx.ValueInfoProto) -> list[int | str | None] | None:
         return None
     lengths: list[int | str | None] = []
     for dim in value.type.tensor_type.shape.dim:
-        lengths.append(int(dim.dim_value) if dim.HasField("dim_value") else (dim.dim_param or None))
+        # Some exporters write -1 for a length that is open.
+        known = dim.HasField("dim_value") and dim.dim_value >= 0
+        lengths.append(int(dim.dim_value) if known else (dim.dim_param or None))
     return lengths

@@ -87,7 +87,7 @@ def transposed_window(node: onnx.NodeProto, channels: int, spatial: tuple[int, .
     full = tuple(s * (n - 1) + e + r for s, n, e, r in zip(strides, spatial, extra, reach, strict=True))
     wanted = next((tuple(a.ints)[-rank:] for a in node.attribute if a.name == "output_shape"), None)
     if wanted is None and auto_pad.startswith("SAME"):
-        wanted = tuple(n * s for n, s in zip(spatial, strides, strict=True))
+        wanted = tuple(min(n * s, f) for n, s, f in zip(spatial, strides, full, strict=True))
     if wanted is not None:
         begin = tuple(_head(max(f - w, 0), auto_pad) for f, w in zip(full, wanted, strict=True))
         return _window(node, read_groups(node, channels), strides, dilations, begin, wanted)

@@ -11,7 +11,7 @@ from twinquant.numerics import integer_range
 from twinquant_onnx.verify.chains import read_chain
 from twinquant_onnx.verify.correspondence import FakeDequant, Pairing
 
-__all__ = ["INSERTED", "is_bias_cast"]
+__all__ = ["INSERTED", "check_bias_casts"]
 
 _BITS = {b"INT4": 4, b"INT8": 8, b"INT16": 16}
 
@@ -134,11 +134,24 @@ INSERTED = {"AscendQuant": _pair_quant, "AscendDequant": _pair_dequant, "AscendA
 """How each of these operators of the deploy twin is matched: notes what it finds, returns what disagrees."""
 
 
-def is_bias_cast(pairing: Pairing, index: int) -> bool:
-    """Recognize the Cast through which a layer with 4-bit activations reads its integer bias."""
-    node = pairing.deploy.node(index)
-    if node.op_type != "Cast" or ".bias_quant" not in node.name or node.name in pairing.fake.by_name:
-        return False
-    constant = pairing.deploy.finder.find(node.input[0]) if node.input else None
-    to_float = [a.i for a in node.attribute] == [onnx.TensorProto.FLOAT]
-    return constant is not None and constant.tensor.data_type == onnx.TensorProto.INT32 and to_float
+def check_bias_casts(pairing: Pairing) -> dict[int, str]:
+    """Match the Casts through which layers with 4-bit activations read their integer bias; only the deploy twin has them.
+
+    Returns:
+        the layer's name by the Cast's position.
+    """
+    found: dict[int, str] = {}
+    for layer in pairing.layers:
+        quant = _attributes(pairing.deploy.node(layer.quant))
+        needed = layer.bias is not None and "dst_type" in quant and quant["dst_type"].s == b"INT4"
+        if needed != (layer.bias_cast is not None):
+            text = "is missing: 4-bit activations need it" if needed else "is there without 4-bit activations"
+            pairing.findings.add(f"the Cast of the bias to float {text}", layer.name)
+        if layer.bias_cast is None:
+            continue
+        cast = pairing.deploy.node(layer.bias_cast)
+        if re.fullmatch(re.escape(layer.name) + r"\.bias_quant(_\d+)?", cast.name):
+            found[layer.bias_cast] = layer.name
+            if [(a.name, a.i) for a in cast.attribute] != [("to", onnx.TensorProto.FLOAT)]:
+                pairing.findings.add(f"Cast {cast.name!r} does not cast to FLOAT", layer.name)
+    return found

@@ -11,7 +11,7 @@ from twinquant_onnx.topology import MAIN_DOMAINS, captured_names
 from twinquant_onnx.verify.correspondence import Pairing
 from twinquant_onnx.verify.deploy_layers import DeployRnn, find_layers, find_rnns
 from twinquant_onnx.verify.findings import Findings
-from twinquant_onnx.verify.inserted import INSERTED, is_bias_cast
+from twinquant_onnx.verify.inserted import INSERTED, check_bias_casts
 from twinquant_onnx.verify.nodes import compare_attributes, compare_operators, strip_trailing
 from twinquant_onnx.verify.rnn import pair_rnn
 from twinquant_onnx.verify.twin import Twin
@@ -51,13 +51,14 @@ def pair_twins(deploy: Twin, fake: Twin) -> Pairing:
     pairing.tensors.update({tensor.name: tensor.name for tensor in main.initializer})
     pairing.tensors.update({tensor.values.name: tensor.values.name for tensor in main.sparse_initializer})
     exceptions = _exceptions(pairing, rnns)
+    bias_casts = check_bias_casts(pairing)
     for index, node in enumerate(main.node):
         findings.add_at(index, _check_reads(pairing, index))
         if index in rnns:
             _add_rnn(pairing, rnns[index])
         elif node.domain in MAIN_DOMAINS and node.op_type in INSERTED:
             findings.add_at(index, INSERTED[node.op_type](pairing, index))
-        elif is_bias_cast(pairing, index):
+        elif index in bias_casts:
             pairing.tensors[node.output[0]] = pairing.tensors.get(node.input[0], "")
         else:
             findings.add_at(index, _pair_ordinary(pairing, index, exceptions))
@@ -118,7 +119,10 @@ def _pair_ordinary(pairing: Pairing, index: int, exceptions: _Exceptions) -> lis
     pairing.counterparts[index] = other_index
     pairing.known.add(other_index)
     problems = compare_operators(node, other)
-    if index not in exceptions.constants:
+    if index in exceptions.constants:
+        extra = {a.name for a in node.attribute} ^ {a.name for a in other.attribute}
+        problems += [f"node {node.name!r}: only one twin has attribute {name!r}" for name in sorted(extra)]
+    else:
         problems += compare_attributes(node, other, (deploy.graph.store, fake.graph.store), pairing.tensors)
     problems += _compare_inputs(pairing, index, other_index, exceptions)
     if len(node.output) != len(other.output):
