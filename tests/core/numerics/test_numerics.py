@@ -191,12 +191,12 @@ def test_weights_of_any_shape_are_quantized_block_by_block(shape):
 def test_nan_and_infinity_in_a_weight_are_found_in_every_block(value, place):
     w = np.zeros(BLOCK_ELEMENTS + 9, np.float32)
     w[place] = value
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    with pytest.raises(ValueError, match=r"NaN or infinity"):
         quantize_weight(w, np.float32([1]), 8)
 
 
 def test_a_float64_weight_that_leaves_float32_is_refused_without_a_warning():
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    with pytest.raises(ValueError, match=r"NaN or infinity"):
         quantize_weight(np.array([1e300]), np.float32([1]), 8)
 
 

@@ -109,7 +109,7 @@ def test_the_recurrence_weight_has_scales_per_gate_or_per_row(kit, name, good, b
 
 def test_a_convolution_of_one_channel_has_one_scale(kit):
     one = LayerInfo("conv", "Conv", LayerKind.CONV, activation="x", out_channels=1, in_channels=2)
-    with pytest.raises(RecordValueError, match="has 2 values.*takes 1$"):
+    with pytest.raises(RecordValueError, match=r"has 2 values.*takes 1$"):
         kit.plan(kit.record("conv", scale_w=[1.0, 1.0]), layers=[one])
 
 

@@ -296,6 +296,54 @@ def scale_of(values: np.ndarray, bits: int = 8, axes: tuple[int, ...] | None = N
     return np.float32(np.abs(values).max(axis=axes)) / np.float32(2 ** (bits - 1) - 1)
 
 
+_SEQ, _BATCH, _INPUT, _HIDDEN = 3, 2, 4, 6
+_GATES = {"LSTM": 4, "GRU": 3}
+_STATES = {"LSTM": ["h0", "c0"], "GRU": ["h0"]}
+_OUTPUTS = {"LSTM": ["y", "hn", "cn"], "GRU": ["y", "hn"]}
+
+
+def make_rnn(
+    rng: np.random.Generator, op_type: str, *, bias: bool = True, lens: bool = False, kind: int = 1, **settings: Any
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Build a model of one LSTM or GRU `l`, its feeds and its constants; a setting of None is left away."""
+    rows = _GATES[op_type] * _HIDDEN
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    constants = {
+        "w": rng.normal(size=(1, rows, _INPUT)).astype(dtype),
+        "r": rng.normal(size=(1, rows, _HIDDEN)).astype(dtype),
+    }
+    if bias:
+        constants["b"] = rng.normal(size=(1, 2 * rows)).astype(dtype)
+    inputs = {"x": Typed(kind, (_SEQ, _BATCH, _INPUT))}
+    feeds = {"x": rng.normal(size=(_SEQ, _BATCH, _INPUT)).astype(dtype)}
+    for state in _STATES[op_type]:
+        inputs[state] = Typed(kind, (1, _BATCH, _HIDDEN))
+        feeds[state] = rng.uniform(-1, 1, size=(1, _BATCH, _HIDDEN)).astype(dtype)
+    if lens:
+        inputs["lens"] = Typed(TensorProto.INT32, (_BATCH,))
+        feeds["lens"] = np.array([3, 2], np.int32)
+    defaults = {"hidden_size": _HIDDEN} | ({"linear_before_reset": 1} if op_type == "GRU" else {})
+    given = {name: value for name, value in (defaults | settings).items() if value is not None}
+    reads = ["x", "w", "r", "b" if bias else "", "lens" if lens else "", *_STATES[op_type]]
+    nodes = [helper.make_node(op_type, reads, _OUTPUTS[op_type], "l", **given)]
+    model = make_model(nodes, inputs, dict.fromkeys(_OUTPUTS[op_type], kind), constants, opset=14)
+    return model, feeds, constants
+
+
+def make_rnn_record(
+    constants: Mapping[str, np.ndarray], op_type: str, how: str = "gate", bits: int = 8, **fields: Any
+) -> dict[str, Any]:
+    """Build the fields of an LSTM's or GRU's record, with weight scales per "gate" or per "row"."""
+
+    def scales(weight: np.ndarray) -> np.ndarray:
+        rows = np.abs(weight[0].astype(np.float32)).max(axis=1)
+        largest = rows.reshape(_GATES[op_type], -1).max(axis=1) if how == "gate" else rows
+        return largest / np.float32(2 ** (bits - 1) - 1)
+
+    made = {"scale_h": float(np.float32(1 / 127)), "offset_h": -4, "scale_d": 0.03, "offset_d": 2, **fields}
+    return make_record(scales(constants["w"]), scale_r=scales(constants["r"]), **made)
+
+
 @pytest.fixture
 def kit() -> SimpleNamespace:
     """Everything above, by name."""
@@ -303,6 +351,8 @@ def kit() -> SimpleNamespace:
         "model": make_model,
         "Typed": Typed,
         "record": make_record,
+        "rnn": make_rnn,
+        "rnn_record": make_rnn_record,
         "twins": make_twins,
         "run": run,
         "run_deploy": run_deploy,

@@ -117,5 +117,5 @@ def test_another_number_of_factors_than_input_channels_is_refused(kit, count):
         ["y"],
         {"w": np.ones((2, 2, 1, 1), np.float32)},
     )
-    with pytest.raises(RecordValueError, match=f"tensor_balance_factor.*has {count} value.*4 input channels"):
+    with pytest.raises(RecordValueError, match=rf"tensor_balance_factor.*has {count} value.*4 input channels"):
         kit.twins(model, {"l": kit.record(tensor_balance_factor=[1.0] * count)})

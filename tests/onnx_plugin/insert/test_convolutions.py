@@ -268,3 +268,13 @@ def test_a_bias_of_the_wrong_length_is_refused(kit, op_type):
     )
     with pytest.raises(RecordLayerError, match=r"'c'.*bias 'b' has shape \[3\].*\[2\]"):
         kit.twins(model, {"c": kit.record([0.1, 0.2])})
+
+
+@pytest.mark.parametrize("op_type", ["Conv", "ConvTranspose", "Gemm"])
+def test_an_empty_bias_input_is_no_bias(kit, rng, op_type):
+    shape, x_shape = ((2, 2), (3, 2)) if op_type == "Gemm" else ((2, 2, 1, 1), (1, 2, 3, 3))
+    w, x = rng.normal(size=shape).astype(np.float32), rng.normal(size=x_shape).astype(np.float32)
+    model = kit.model([helper.make_node(op_type, ["x", "w", ""], ["y"], "c")], {"x": x_shape}, ["y"], {"w": w})
+    twins = kit.twins(model, {"c": kit.record(kit.scale_of(w), act_type="INT4", offset_d=0, scale_d=0.5)})
+    assert list(kit.node(twins.deploy, "c").input) == ["c.quant.output0", "w", ""]
+    kit.match(model, twins, {"x": x}, within=0.5)

@@ -202,7 +202,7 @@ def test_an_integer_input_is_refused(kit):
         {"y": TensorProto.INT32},
         {"w": np.ones((3, 2), np.float32)},
     )
-    with pytest.raises(RecordLayerError, match="'l'.*INT32.*not a float type"):
+    with pytest.raises(RecordLayerError, match=r"'l'.*INT32.*not a float type"):
         kit.twins(model, {"l": kit.record()})
 
 
@@ -215,7 +215,7 @@ def test_a_bias_of_64_bits_that_leaves_float32_is_refused_without_a_warning(kit)
         {"y": DOUBLE},
         {"w": np.ones((3, 2)), "b": np.array([0, 1e300])},
     )
-    with pytest.raises(ModelContentError, match="'l'.*channel 1"):
+    with pytest.raises(ModelContentError, match=r"'l'.*channel 1"):
         kit.twins(model, {"l": kit.record()})
 
 
@@ -228,5 +228,5 @@ def test_a_weight_of_64_bits_that_leaves_float32_is_refused_without_a_warning(ki
         {"y": DOUBLE},
         {"w": np.array([[1, 1e300], [0, 0]])},
     )
-    with pytest.raises(ModelContentError, match="'l'.*infinity"):
+    with pytest.raises(ModelContentError, match=r"'l'.*infinity"):
         kit.twins(model, {"l": kit.record()})

@@ -74,20 +74,20 @@ def test_a_gemm_without_bias_works(kit, rng):
 def test_trans_a_is_refused(kit, rng):
     w = rng.normal(size=(K, N)).astype(np.float32)
     model = kit.model([helper.make_node("Gemm", ["x", "w"], ["y"], "fc", transA=1)], {"x": (K, M)}, ["y"], {"w": w})
-    with pytest.raises(RecordLayerError, match="transA"):
+    with pytest.raises(RecordLayerError, match=r"transA"):
         kit.twins(model, {"fc": kit.record()})
 
 
 def test_one_weight_scale_per_output_is_refused(kit, rng):
     model, *_ = gemm(kit, rng)
-    with pytest.raises(RecordValueError, match="scale_w.*has 4 values.*takes 1"):
+    with pytest.raises(RecordValueError, match=r"scale_w.*has 4 values.*takes 1"):
         kit.twins(model, {"fc": kit.record([0.1] * N)})
 
 
 def test_a_computed_bias_is_refused(kit):
     nodes = [helper.make_node("Relu", ["c"], ["b"], "r"), helper.make_node("Gemm", ["x", "w", "b"], ["y"], "fc")]
     model = kit.model(nodes, {"x": (2, 3), "c": (4,)}, ["y"], {"w": np.ones((3, 4), np.float32)})
-    with pytest.raises(RecordLayerError, match="bias.*not constant"):
+    with pytest.raises(RecordLayerError, match=r"bias.*not constant"):
         kit.twins(model, {"fc": kit.record()})
 
 

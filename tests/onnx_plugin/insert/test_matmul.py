@@ -130,13 +130,13 @@ def test_a_weight_behind_two_transposes_is_refused(kit):
 def test_an_integer_weight_is_refused(kit):
     node = helper.make_node("MatMul", ["x", "w"], ["y"], "m")
     model = kit.model([node], {"x": kit.Typed(6, (2, 3))}, {"y": 6}, {"w": np.ones((3, 4), np.int32)})
-    with pytest.raises(RecordLayerError, match="INT32.*not a float type"):
+    with pytest.raises(RecordLayerError, match=r"INT32.*not a float type"):
         kit.twins(model, {"m": kit.record()})
 
 
 def test_one_weight_scale_per_output_is_refused(kit, rng):
     model, *_ = matmul(kit, rng)
-    with pytest.raises(RecordValueError, match="scale_w.*has 4 values.*takes 1"):
+    with pytest.raises(RecordValueError, match=r"scale_w.*has 4 values.*takes 1"):
         kit.twins(model, {"m": kit.record([0.1] * N)})
 
 

@@ -35,7 +35,7 @@ def test_a_node_that_is_called_like_the_position_of_an_unnamed_one_keeps_its_nam
 def test_a_record_of_a_duplicate_name_is_refused(kit):
     nodes = [conv("x", "h", "c"), conv("h", "y", "c")]
     model = kit.model(nodes, {"x": (1, 2, 3, 3)}, ["y"], {"w": ONE})
-    with pytest.raises(RecordLayerError, match="'c'.*2 nodes"):
+    with pytest.raises(RecordLayerError, match=r"'c'.*2 nodes"):
         kit.twins(model, {"c": kit.record(0.01)})
 
 
@@ -149,13 +149,13 @@ def test_a_key_with_a_colon_is_the_node_of_exactly_that_name(kit):
 
 def test_a_key_of_a_layers_input_is_refused_as_tensor_quantization(kit):
     model = kit.model([conv("x", "y", "c")], {"x": (1, 2, 3, 3)}, ["y"], {"w": ONE})
-    with pytest.raises(RecordLayerError, match="'c:0'.*single tensor.*save_model"):
+    with pytest.raises(RecordLayerError, match=r"'c:0'.*single tensor.*save_model"):
         kit.twins(model, {"c:0": kit.record(0.01)})
 
 
 def test_an_unknown_layer_is_refused_with_the_names_that_are_close(kit):
     model = kit.model([conv("x", "y", "layer1.conv")], {"x": (1, 2, 3, 3)}, ["y"], {"w": ONE})
-    with pytest.raises(RecordLayerError, match="'layer1.cnov'.*did you mean 'layer1.conv'"):
+    with pytest.raises(RecordLayerError, match=r"'layer1.cnov'.*did you mean 'layer1.conv'"):
         kit.twins(model, {"layer1.cnov": kit.record(0.01)})
 
 

@@ -87,7 +87,7 @@ def test_a_model_without_the_main_operator_set_is_refused(kit):
         [helper.make_node("MatMul", ["x", "w"], ["y"], "m")], {"x": (1, 1)}, ["y"], {"w": np.ones((1, 1), np.float32)}
     )
     model.opset_import[0].domain = "my.ops"
-    with pytest.raises(UnsupportedModelError, match="operator set"):
+    with pytest.raises(UnsupportedModelError, match=r"operator set"):
         kit.twins(model, {"m": kit.record()})
 
 

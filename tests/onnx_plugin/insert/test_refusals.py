@@ -21,7 +21,7 @@ def one_layer(kit, op_type, w, b=None, x_shape=(1, 2, 4, 4), **settings):
 def test_operators_that_are_never_quantized_are_refused(kit, op_type):
     node = helper.make_node(op_type, ["x"], ["y"], "l")
     model = kit.model([node], {"x": (1, 2)}, ["y"], opset=17)
-    with pytest.raises(RecordLayerError, match=f"'l'.*{op_type}"):
+    with pytest.raises(RecordLayerError, match=rf"'l'.*{op_type}"):
         kit.twins(model, {"l": kit.record()})
 
 
@@ -29,7 +29,7 @@ def test_operators_that_are_never_quantized_are_refused(kit, op_type):
 @pytest.mark.parametrize("rank", [2, 6])
 def test_convolutions_over_no_or_over_four_dimensions_are_refused(kit, op_type, rank):
     model = one_layer(kit, op_type, np.ones((2,) * rank, np.float32), x_shape=(2,) * rank)
-    with pytest.raises(RecordLayerError, match=f"'l'.*rank {rank}"):
+    with pytest.raises(RecordLayerError, match=rf"'l'.*rank {rank}"):
         kit.twins(model, {"l": kit.record()})
 
 
@@ -38,7 +38,7 @@ def test_a_computed_weight_is_refused(kit, op_type):
     nodes = [helper.make_node("Relu", ["w"], ["v"], "r"), helper.make_node(op_type, ["x", "v"], ["y"], "l")]
     shape = (2, 2) if op_type == "Gemm" else (2, 2, 1, 1)
     model = kit.model(nodes, {"x": shape}, ["y"], {"w": np.ones(shape, np.float32)})
-    with pytest.raises(RecordLayerError, match="'l'.*weight 'v'.*not constant"):
+    with pytest.raises(RecordLayerError, match=r"'l'.*weight 'v'.*not constant"):
         kit.twins(model, {"l": kit.record()})
 
 
@@ -46,7 +46,7 @@ def test_a_computed_weight_is_refused(kit, op_type):
 def test_a_computed_bias_is_refused(kit, op_type):
     nodes = [helper.make_node(op_type, ["x", "w", "c"], ["y"], "l")]
     model = kit.model(nodes, {"x": (1, 2, 3, 3), "c": (2,)}, ["y"], {"w": np.ones((2, 2, 1, 1), np.float32)})
-    with pytest.raises(RecordLayerError, match="'l'.*bias.*not constant"):
+    with pytest.raises(RecordLayerError, match=r"'l'.*bias.*not constant"):
         kit.twins(model, {"l": kit.record()})
 
 
@@ -66,7 +66,7 @@ def test_a_refusable_layer_that_no_record_names_stays(kit, rng):
 def test_an_empty_weight_is_refused(kit, shape):
     model = one_layer(kit, "Conv", np.ones((2, 2, 1, 1), np.float32))
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones(shape, np.float32), "w"))
-    with pytest.raises(RecordLayerError, match="'l'.*empty"):
+    with pytest.raises(RecordLayerError, match=r"'l'.*empty"):
         kit.twins(model, {"l": kit.record()})
 
 
@@ -76,7 +76,7 @@ def test_a_group_that_does_not_fit_the_weight_is_refused(kit, op_type, group):
     model = one_layer(kit, op_type, np.ones((4, 2, 1, 1), np.float32))
     model.graph.node[0].attribute.append(helper.make_attribute("group", group))
     for scale in (0.1, [0.1] * 2, [0.1] * 4, [0.1] * 6):
-        with pytest.raises(RecordLayerError, match=f"'l'.*group is {group}"):
+        with pytest.raises(RecordLayerError, match=rf"'l'.*group is {group}"):
             kit.twins(model, {"l": kit.record(scale)})
 
 
@@ -88,7 +88,7 @@ def test_nan_and_infinity_in_a_weight_are_refused(kit, kind, value):
     w = np.ones(shape, np.float32)
     w.flat[3] = value
     model = one_layer(kit, op_type, w, x_shape=x_shape, **({detail: 1} if detail else {}))
-    with pytest.raises(ModelContentError, match="layer 'l'.*'w'.*NaN or infinity"):
+    with pytest.raises(ModelContentError, match=r"layer 'l'.*'w'.*NaN or infinity"):
         kit.twins(model, {"l": kit.record()})
 
 
@@ -123,7 +123,7 @@ def test_a_bias_at_the_limits_of_int32_is_accepted(kit, value):
 
 def test_a_bias_of_another_type_is_refused(kit):
     model = one_layer(kit, "Gemm", np.ones((2, 2), np.float32), np.ones(2, np.int32), x_shape=(1, 2))
-    with pytest.raises(RecordLayerError, match="'l'.*bias is INT32"):
+    with pytest.raises(RecordLayerError, match=r"'l'.*bias is INT32"):
         kit.twins(model, {"l": kit.record()})
 
 
@@ -132,20 +132,20 @@ def test_a_weight_of_another_type_is_refused(kit, kind):
     model = one_layer(kit, "MatMul", np.ones((2, 2), np.float32), x_shape=(1, 2))
     tensor = model.graph.initializer[0]
     tensor.data_type, tensor.raw_data = kind, b"\0" * 4
-    with pytest.raises(RecordLayerError, match="'l'.*weight 'w' is .*not a float type"):
+    with pytest.raises(RecordLayerError, match=r"'l'.*weight 'w' is .*not a float type"):
         kit.twins(model, {"l": kit.record()})
 
 
 def test_a_missing_weight_is_refused(kit):
     model = kit.model([helper.make_node("Conv", ["x", ""], ["y"], "l")], {"x": (1, 2, 3, 3)}, ["y"])
-    with pytest.raises(RecordLayerError, match="'l'.*no weight"):
+    with pytest.raises(RecordLayerError, match=r"'l'.*no weight"):
         kit.twins(model, {"l": kit.record()})
 
 
 @pytest.mark.parametrize("inputs", [[], [""]])
 def test_a_layer_without_input_is_refused(kit, inputs):
     model = kit.model([helper.make_node("AveragePool", inputs, ["y"], "l")], {"x": (1,)}, ["y"])
-    with pytest.raises(RecordLayerError, match="'l'.*no input"):
+    with pytest.raises(RecordLayerError, match=r"'l'.*no input"):
         kit.twins(model, {"l": kit.record(1.0)})
 
 
@@ -155,7 +155,7 @@ def test_a_layer_without_output_is_refused(kit, op_type, outputs):
     model = one_layer(kit, op_type, np.ones((2, 2), np.float32), x_shape=(1, 2))
     del model.graph.node[0].output[:]
     model.graph.node[0].output.extend(outputs)
-    with pytest.raises(RecordLayerError, match="'l'.*no output"):
+    with pytest.raises(RecordLayerError, match=r"'l'.*no output"):
         kit.twins(model, {"l": kit.record()})
 
 
@@ -173,14 +173,14 @@ def test_identities_in_a_circle_end_in_an_error(kit):
             [helper.make_tensor_value_info("y", 1, (2, 2))],
         )
     )
-    with pytest.raises(TwinQuantError, match="'l'.*not constant"):
+    with pytest.raises(TwinQuantError, match=r"'l'.*not constant"):
         kit.twins(model, {"l": kit.record()})
 
 
 def test_an_identity_without_input_ends_in_an_error(kit):
     nodes = [helper.make_node("Identity", [], ["a"], "i"), helper.make_node("MatMul", ["x", "a"], ["y"], "l")]
     model = kit.model(nodes, {"x": (2, 2)}, ["y"])
-    with pytest.raises(TwinQuantError, match="'l'.*not constant"):
+    with pytest.raises(TwinQuantError, match=r"'l'.*not constant"):
         kit.twins(model, {"l": kit.record()})
 
 
@@ -190,7 +190,7 @@ def test_a_layer_of_a_model_local_function_is_not_found(kit):
     )
     body = [helper.make_node("MatMul", ["a", "a"], ["b"], "inside")]
     model.functions.append(helper.make_function("local", "Block", ["a"], ["b"], body, [helper.make_opsetid("", 13)]))
-    with pytest.raises(RecordLayerError, match="'inside'"):
+    with pytest.raises(RecordLayerError, match=r"'inside'"):
         kit.twins(model, {"inside": kit.record()})
 
 

@@ -7,62 +7,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from twinquant.errors import RecordLayerError, RecordValueError
-
-SEQ, BATCH, INPUT, HIDDEN = 3, 2, 4, 6
+SEQ, BATCH, INPUT, HIDDEN = 3, 2, 4, 6  # as kit.rnn makes them
 GATES = {"LSTM": 4, "GRU": 3}
 STATES = {"LSTM": ["h0", "c0"], "GRU": ["h0"]}
 OUTPUTS = {"LSTM": ["y", "hn", "cn"], "GRU": ["y", "hn"]}
-
-
-def rnn(kit, rng, op_type, *, bias=True, lens=False, kind=1, hidden_size=HIDDEN, drop=(), more=(), **settings):
-    rows = GATES[op_type] * HIDDEN
-    dtype = helper.tensor_dtype_to_np_dtype(kind)
-    constants = {
-        "w": rng.normal(size=(1, rows, INPUT)).astype(dtype),
-        "r": rng.normal(size=(1, rows, HIDDEN)).astype(dtype),
-    }
-    if bias:
-        constants["b"] = rng.normal(size=(1, 2 * rows)).astype(dtype)
-    inputs = {"x": kit.Typed(kind, (SEQ, BATCH, INPUT)), "h0": kit.Typed(kind, (1, BATCH, HIDDEN))}
-    if op_type == "LSTM":
-        inputs["c0"] = inputs["h0"]
-    if lens:
-        inputs["lens"] = kit.Typed(TensorProto.INT32, (BATCH,))
-    reads = ["x", "w", "r", "b" if bias else "", "lens" if lens else "", *STATES[op_type]]
-    if op_type == "GRU":
-        settings = {"linear_before_reset": 1, **settings}
-    if hidden_size is not None:
-        settings["hidden_size"] = hidden_size
-    settings = {name: value for name, value in settings.items() if value is not None and name not in drop}
-    node = helper.make_node(op_type, reads, OUTPUTS[op_type], "l", **settings)
-    model = kit.model([*more, node], inputs, dict.fromkeys(OUTPUTS[op_type], kind), constants, opset=14)
-    feeds = {
-        "x": rng.normal(size=(SEQ, BATCH, INPUT)).astype(dtype),
-        "h0": rng.uniform(-1, 1, size=(1, BATCH, HIDDEN)).astype(dtype),
-    }
-    if op_type == "LSTM":
-        feeds["c0"] = rng.uniform(-1, 1, size=(1, BATCH, HIDDEN)).astype(dtype)
-    if lens:
-        feeds["lens"] = np.array([3, 2], np.int32)
-    return model, feeds, constants
-
-
-def scales(values, how, gates, bits=8):
-    """Scales of a weight [1, gates * hidden, n]: one for each row, or one for each gate."""
-    rows = np.abs(values[0].astype(np.float32)).max(axis=1)
-    if how == "gate":
-        rows = rows.reshape(gates, -1).max(axis=1)
-    return rows / np.float32(2 ** (bits - 1) - 1)
-
-
-def record(kit, constants, op_type, how="gate", bits=8, **fields):
-    made = {"scale_h": float(np.float32(1 / 127)), "offset_h": -4, "scale_d": 0.03, "offset_d": 2, **fields}
-    return kit.record(
-        scales(constants["w"], how, GATES[op_type], bits),
-        scale_r=scales(constants["r"], how, GATES[op_type], bits),
-        **made,
-    )
 
 
 def rows_of(scale, rows):
@@ -74,8 +22,8 @@ def rows_of(scale, rows):
 @pytest.mark.parametrize("how", ["gate", "row"])
 @pytest.mark.parametrize("op_type", ["LSTM", "GRU"])
 def test_the_deploy_twin_holds_the_devices_operator(kit, rng, op_type, how, bias, lens):
-    model, _, constants = rnn(kit, rng, op_type, bias=bias, lens=lens)
-    made = record(kit, constants, op_type, how)
+    model, _, constants = kit.rnn(rng, op_type, bias=bias, lens=lens)
+    made = kit.rnn_record(constants, op_type, how)
     deploy = kit.twins(model, {"l": made}).deploy
     (node,) = deploy.graph.node
     assert (node.op_type, node.name, node.domain) == (f"Basic{op_type}InplaceFillWindowCache", "l", "")
@@ -134,8 +82,8 @@ def test_the_deploy_twin_holds_the_devices_operator(kit, rng, op_type, how, bias
 @pytest.mark.parametrize("how", ["gate", "row"])
 @pytest.mark.parametrize("op_type", ["LSTM", "GRU"])
 def test_the_fake_twin_runs_in_float_between_quantized_inputs(kit, rng, op_type, how, bias):
-    model, feeds, constants = rnn(kit, rng, op_type, bias=bias, lens=True)
-    made = record(kit, constants, op_type, how)
+    model, feeds, constants = kit.rnn(rng, op_type, bias=bias, lens=True)
+    made = kit.rnn_record(constants, op_type, how)
     fake = kit.twins(model, {"l": made}).fake
     steps = ["mul", "round", "add", "clip", "sub"]
     assert kit.names(fake) == [
@@ -178,8 +126,8 @@ def test_the_fake_twin_runs_in_float_between_quantized_inputs(kit, rng, op_type,
 
 @pytest.mark.parametrize("op_type", ["LSTM", "GRU"])
 def test_16_bit_activations_have_their_number_and_range(kit, rng, op_type):
-    model, _, constants = rnn(kit, rng, op_type)
-    made = record(kit, constants, op_type, act_type="INT16", offset_d=-30000, offset_h=30000)
+    model, _, constants = kit.rnn(rng, op_type)
+    made = kit.rnn_record(constants, op_type, act_type="INT16", offset_d=-30000, offset_h=30000)
     twins = kit.twins(model, {"l": made})
     attributes = kit.attributes(kit.node(twins.deploy, "l"))
     assert (attributes["quant_dtype"], attributes["quant_offset_x"], attributes["quant_offset_h"]) == (
@@ -193,8 +141,8 @@ def test_16_bit_activations_have_their_number_and_range(kit, rng, op_type):
 
 @pytest.mark.parametrize("op_type", ["LSTM", "GRU"])
 def test_4_bit_weights_are_packed_along_their_columns(kit, rng, op_type):
-    model, _, constants = rnn(kit, rng, op_type)
-    made = record(kit, constants, op_type, bits=4, wts_type="INT4")
+    model, _, constants = kit.rnn(rng, op_type)
+    made = kit.rnn_record(constants, op_type, bits=4, wts_type="INT4")
     deploy = kit.twins(model, {"l": made}).deploy
     rows = GATES[op_type] * HIDDEN
     for name, scale in (("w", made["scale_w"]), ("r", made["scale_r"])):
@@ -205,177 +153,46 @@ def test_4_bit_weights_are_packed_along_their_columns(kit, rng, op_type):
 
 @pytest.mark.parametrize("op_type", ["LSTM", "GRU"])
 def test_the_float16_precision_mode_does_not_touch_the_parameter(kit, rng, op_type):
-    model, _, constants = rnn(kit, rng, op_type)
-    plain = kit.twins(model, {"l": record(kit, constants, op_type)})
-    forced = kit.twins(model, {"l": record(kit, constants, op_type, fakequant_precision_mode="FORCE_FP16_QUANT")})
+    model, _, constants = kit.rnn(rng, op_type)
+    plain = kit.twins(model, {"l": kit.rnn_record(constants, op_type)})
+    forced = kit.twins(model, {"l": kit.rnn_record(constants, op_type, fakequant_precision_mode="FORCE_FP16_QUANT")})
     assert plain == forced
 
 
 def test_a_gru_keeps_its_clip(kit, rng):
-    model, feeds, constants = rnn(kit, rng, "GRU", clip=0.5)
-    twins = kit.twins(model, {"l": record(kit, constants, "GRU")})
+    model, feeds, constants = kit.rnn(rng, "GRU", clip=0.5)
+    twins = kit.twins(model, {"l": kit.rnn_record(constants, "GRU")})
     assert kit.attributes(kit.node(twins.deploy, "l"))["clip"] == 0.5
     assert kit.attributes(kit.node(twins.fake, "l"))["clip"] == 0.5
     assert np.abs(kit.run(twins.fake, feeds)["y"] - kit.run(model, feeds)["y"]).max() < 0.1
 
 
 def test_any_linear_before_reset_but_0_becomes_1(kit, rng):
-    model, _, constants = rnn(kit, rng, "GRU", linear_before_reset=5)
-    twins = kit.twins(model, {"l": record(kit, constants, "GRU")})
+    model, _, constants = kit.rnn(rng, "GRU", linear_before_reset=5)
+    twins = kit.twins(model, {"l": kit.rnn_record(constants, "GRU")})
     assert kit.attributes(kit.node(twins.deploy, "l"))["linear_before_reset"] == 1
 
 
 @pytest.mark.parametrize("op_type", ["LSTM", "GRU"])
 def test_the_hidden_size_is_that_of_the_weight_where_it_is_not_given(kit, rng, op_type):
-    model, _, constants = rnn(kit, rng, op_type, hidden_size=None)
-    twins = kit.twins(model, {"l": record(kit, constants, op_type)})
+    model, _, constants = kit.rnn(rng, op_type, hidden_size=None)
+    twins = kit.twins(model, {"l": kit.rnn_record(constants, op_type)})
     assert kit.attributes(kit.node(twins.deploy, "l"))["hidden_size"] == HIDDEN
 
 
 @pytest.mark.parametrize("settings", [{"direction": "forward"}, {"layout": 0}, {"input_forget": 0}], ids=str)
 def test_defaults_that_are_written_out_are_accepted(kit, rng, settings):
-    model, _, constants = rnn(kit, rng, "LSTM", **settings)
-    assert kit.twins(model, {"l": record(kit, constants, "LSTM")}).deploy.graph.node[0].name == "l"
-
-
-REFUSED = {
-    "LSTM": [
-        ({"direction": "reverse"}, "direction"),
-        ({"direction": "bidirectional"}, "direction"),
-        ({"input_forget": 1}, "input_forget"),
-        ({"layout": 1}, "layout"),
-        ({"activation_alpha": [0.1]}, "activation_alpha"),
-        ({"activation_beta": [0.1]}, "activation_beta"),
-        ({"activations": ["Sigmoid", "Tanh", "Tanh"]}, "activations"),
-        ({"clip": 1.0}, "clip"),
-    ],
-    "GRU": [
-        ({"direction": "reverse"}, "direction"),
-        ({"layout": 1}, "layout"),
-        ({"activation_alpha": [0.1]}, "activation_alpha"),
-        ({"activation_beta": [0.1]}, "activation_beta"),
-        ({"activations": ["Sigmoid", "Tanh"]}, "activations"),
-        ({"linear_before_reset": 0}, "linear_before_reset"),
-        ({"linear_before_reset": None}, "linear_before_reset"),
-    ],
-}
-
-
-@pytest.mark.parametrize(
-    ("op_type", "settings", "reason"),
-    [(op_type, *case) for op_type, cases in REFUSED.items() for case in cases],
-    ids=lambda value: str(value),
-)
-def test_every_condition_on_attributes_is_refused_by_its_name(kit, rng, op_type, settings, reason):
-    model, _, constants = rnn(kit, rng, op_type, **settings)
-    with pytest.raises(RecordLayerError, match=f"'l'.*{reason}"):
-        kit.twins(model, {"l": record(kit, constants, op_type)})
-
-
-@pytest.mark.parametrize(
-    ("op_type", "slot", "name"), [("LSTM", 5, "initial_h"), ("LSTM", 6, "initial_c"), ("GRU", 5, "initial_h")]
-)
-@pytest.mark.parametrize("how", ["empty", "constant", "Constant node", "Identity of a constant", "left out"])
-def test_states_must_be_connected_and_computed(kit, rng, op_type, slot, name, how):
-    model, _, constants = rnn(kit, rng, op_type)
-    node = model.graph.node[0]
-    state = np.zeros((1, BATCH, HIDDEN), np.float32)
-    if how == "empty":
-        node.input[slot] = ""
-    elif how == "left out":
-        del node.input[slot:]
-    else:
-        node.input[slot] = "state"
-        source = {"Identity of a constant": "s0"}.get(how, "state")
-        if how == "Constant node":
-            held = helper.make_node("Constant", [], [source], "k", value=onnx.numpy_helper.from_array(state))
-            model.graph.node.insert(0, held)
-        else:
-            model.graph.initializer.append(onnx.numpy_helper.from_array(state, source))
-        if source != "state":
-            model.graph.node.insert(0, helper.make_node("Identity", [source], ["state"], "i"))
-    with pytest.raises(RecordLayerError, match=f"'l'.*{name}.*input {slot}"):
-        kit.twins(model, {"l": record(kit, constants, op_type)})
-
-
-def test_peephole_weights_are_refused(kit, rng):
-    model, _, constants = rnn(kit, rng, "LSTM")
-    model.graph.node[0].input.append("p")
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((1, 3 * HIDDEN), np.float32), "p"))
-    with pytest.raises(RecordLayerError, match="'l'.*peephole"):
-        kit.twins(model, {"l": record(kit, constants, "LSTM")})
-
-
-def test_an_empty_peephole_input_is_accepted(kit, rng):
-    model, _, constants = rnn(kit, rng, "LSTM")
-    model.graph.node[0].input.append("")
-    deploy = kit.twins(model, {"l": record(kit, constants, "LSTM")}).deploy
-    assert len(deploy.graph.node[0].input) == 9
-
-
-@pytest.mark.parametrize("op_type", ["LSTM", "GRU"])
-def test_missing_outputs_are_refused(kit, rng, op_type):
-    model, _, constants = rnn(kit, rng, op_type)
-    del model.graph.node[0].output[-1]
-    del model.graph.output[-1]
-    with pytest.raises(RecordLayerError, match="'l'.*outputs"):
-        kit.twins(model, {"l": record(kit, constants, op_type)})
-
-
-@pytest.mark.parametrize(("slot", "what"), [(1, "weight"), (2, "recurrence weight"), (3, "bias")])
-@pytest.mark.parametrize("op_type", ["LSTM", "GRU"])
-def test_computed_weights_and_biases_are_refused(kit, rng, op_type, slot, what):
-    model, _, constants = rnn(kit, rng, op_type)
-    node = model.graph.node[0]
-    model.graph.node.insert(0, helper.make_node("Relu", [node.input[slot]], ["computed"], "r"))
-    model.graph.node[1].input[slot] = "computed"
-    with pytest.raises(RecordLayerError, match=f"'l'.*{what}.*not constant"):
-        kit.twins(model, {"l": record(kit, constants, op_type)})
-
-
-def test_two_directions_in_the_weight_are_refused(kit, rng):
-    model, _, constants = rnn(kit, rng, "LSTM")
-    for tensor in model.graph.initializer:
-        doubled = np.concatenate([constants[tensor.name]] * 2)
-        tensor.CopyFrom(onnx.numpy_helper.from_array(doubled, tensor.name))
-    with pytest.raises(RecordLayerError, match="'l'.*'w' has shape"):
-        kit.twins(model, {"l": record(kit, constants, "LSTM")})
-
-
-@pytest.mark.parametrize("name", ["w", "r", "b"])
-def test_shapes_that_do_not_belong_together_are_refused(kit, rng, name):
-    model, _, constants = rnn(kit, rng, "LSTM")
-    for tensor in model.graph.initializer:
-        if tensor.name == name:
-            cut = constants[name][:, :-1] if name == "b" else constants[name][:, :-4]
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(cut), name))
-    with pytest.raises(RecordLayerError, match=f"'l'.*'{name}' has shape"):
-        kit.twins(model, {"l": record(kit, constants, "LSTM")})
-
-
-@pytest.mark.parametrize("field", ["scale_h", "offset_h", "scale_r", "offset_r"])
-def test_factors_of_the_hidden_state_are_needed(kit, rng, field):
-    model, _, constants = rnn(kit, rng, "LSTM")
-    made = record(kit, constants, "LSTM")
-    del made[field]
-    with pytest.raises(RecordValueError, match=field):
-        kit.twins(model, {"l": made})
-
-
-@pytest.mark.parametrize("fields", [{"act_type": "INT4"}, {"dst_type": "INT4"}], ids=str)
-def test_4_bit_activations_are_refused(kit, rng, fields):
-    model, _, constants = rnn(kit, rng, "LSTM")
-    with pytest.raises(RecordValueError, match=f"{next(iter(fields))}.*INT4"):
-        kit.twins(model, {"l": record(kit, constants, "LSTM", **fields)})
+    model, _, constants = kit.rnn(rng, "LSTM", **settings)
+    assert kit.twins(model, {"l": kit.rnn_record(constants, "LSTM")}).deploy.graph.node[0].name == "l"
 
 
 @pytest.mark.parametrize("op_type", ["LSTM", "GRU"])
 def test_a_float16_layer_runs_in_float32_between_casts(kit, rng, op_type):
-    model, feeds, constants = rnn(kit, rng, op_type, kind=TensorProto.FLOAT16)
-    twins = kit.twins(model, {"l": record(kit, constants, op_type)})
+    model, feeds, constants = kit.rnn(rng, op_type, kind=TensorProto.FLOAT16)
+    twins = kit.twins(model, {"l": kit.rnn_record(constants, op_type)})
     for name in ("w", "r", "b"):
         assert kit.array(twins.fake, name).dtype == np.float32
-    in_float, wide, floats = rnn(kit, np.random.default_rng(20240607), op_type)
+    in_float, _, _ = kit.rnn(rng, op_type)
     for tensor in in_float.graph.initializer:
         tensor.CopyFrom(onnx.numpy_helper.from_array(constants[tensor.name].astype(np.float32), tensor.name))
     got = kit.run(twins.fake, feeds)
@@ -384,12 +201,11 @@ def test_a_float16_layer_runs_in_float32_between_casts(kit, rng, op_type):
     for name, values in got.items():
         assert values.dtype == np.float16
         assert np.abs(values.astype(np.float32) - wanted[name]).max() < 0.1
-    assert (wide.keys(), floats.keys()) == (feeds.keys(), constants.keys())
     onnx.checker.check_model(twins.fake, full_check=True)
 
 
 def test_one_tensor_can_be_both_weights(kit, rng):
-    model, feeds, constants = rnn(kit, rng, "GRU")
+    model, feeds, _constants = kit.rnn(rng, "GRU")
     square = rng.normal(size=(1, 3 * HIDDEN, HIDDEN)).astype(np.float32)
     node = model.graph.node[0]
     node.input[1] = node.input[2] = "r"
@@ -400,7 +216,7 @@ def test_one_tensor_can_be_both_weights(kit, rng):
             tensor.CopyFrom(onnx.numpy_helper.from_array(square, "r"))
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = HIDDEN
     feeds["x"] = rng.normal(size=(SEQ, BATCH, HIDDEN)).astype(np.float32)
-    made = record(kit, {"w": square, "r": square}, "GRU")
+    made = kit.rnn_record({"w": square, "r": square}, "GRU")
     made["scale_r"] = made["scale_r"] * np.float32(1.1)
     twins = kit.twins(model, {"l": made})
     rows = 3 * HIDDEN
@@ -412,12 +228,12 @@ def test_one_tensor_can_be_both_weights(kit, rng):
 
 def test_x_is_quantized_for_the_rnn_alone(kit, rng):
     """The device quantizes an RNN's input itself, so that nothing can be shared with other layers."""
-    model, feeds, constants = rnn(kit, rng, "GRU")
+    model, feeds, constants = kit.rnn(rng, "GRU")
     v = rng.normal(size=(INPUT, 3)).astype(np.float32)
     model.graph.node.append(helper.make_node("MatMul", ["x", "v"], ["z"], "m"))
     model.graph.initializer.append(onnx.numpy_helper.from_array(v, "v"))
     model.graph.output.append(helper.make_tensor_value_info("z", 1, (SEQ, BATCH, 3)))
-    made = record(kit, constants, "GRU")
+    made = kit.rnn_record(constants, "GRU")
     twins = kit.twins(model, {"l": made, "m": kit.record(kit.scale_of(v), scale_d=0.03, offset_d=2)})
     assert [node.name for node in twins.deploy.graph.node] == ["l", "m.quant", "m", "m.dequant"]
     assert kit.node(twins.deploy, "l").input[0] == "x"
@@ -426,7 +242,7 @@ def test_x_is_quantized_for_the_rnn_alone(kit, rng):
 
 @pytest.mark.parametrize("name", ["rnn{0}", "rnn{}", "a.{b}"])
 def test_braces_in_the_name_do_no_harm(kit, rng, name):
-    model, _, constants = rnn(kit, rng, "GRU")
+    model, _, constants = kit.rnn(rng, "GRU")
     model.graph.node[0].name = name
-    twins = kit.twins(model, {name: record(kit, constants, "GRU")})
+    twins = kit.twins(model, {name: kit.rnn_record(constants, "GRU")})
     assert kit.names(twins.fake)[0] == f"{name}.quant.fakequant.mul"

@@ -165,7 +165,7 @@ def test_one_matrix_used_directly_and_transposed(kit, rng):
     for outputs in ("abcd", "abcde"):
         some = nodes if "e" in outputs else nodes[:-1]
         model = kit.model(some, {"x": x.shape}, list(outputs), {"w": w})
-        twins = kit.twins(model, {name: made for name in "abcd"})
+        twins = kit.twins(model, dict.fromkeys("abcd", made))
         kit.match(model, twins, {"x": x}, within=0.05)
         onnx.checker.check_model(twins.fake, full_check=True)
 

@@ -116,6 +116,28 @@ def test_an_initializer_that_is_a_graph_input_too_is_removed_from_the_inputs(kit
     kit.match(model, twins, {"x": x}, within=0.05)
 
 
+def test_an_old_model_keeps_the_inputs_without_which_it_does_not_load(kit, rng):
+    """ONNX Runtime wants a format 3 model to name each initializer as an input or as a node's input."""
+    branch = helper.make_graph(
+        [helper.make_node("Add", ["h", "k"], ["t"])], "b", [], [helper.make_tensor_value_info("t", 1, None)]
+    )
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["h"], "c"),
+        helper.make_node("If", ["cond"], ["y"], "if", then_branch=branch, else_branch=branch),
+    ]
+    constants = {"w": W, "k": np.float32([1]), "unused": np.float32([1]), "cond": np.array(True)}
+    inputs = {"x": (1, 2, 3, 3), "w": W.shape, "k": (1,), "unused": (1,), "cond": kit.Typed(TensorProto.BOOL, ())}
+    model = kit.model(nodes, inputs, ["y"], constants, ir_version=3, opset=9)
+    twins = kit.twins(model, {"c": kit.record(1 / 127)})
+    for twin in (twins.fake, twins.deploy):
+        assert [value.name for value in twin.graph.input] == ["x", "k", "unused"]
+    kit.match(model, twins, {"x": rng.normal(size=(1, 2, 3, 3)).astype(np.float32)}, within=0.05)
+    for version, left in ((4, ["x"]), (8, ["x"])):
+        model.ir_version = version
+        twins = kit.twins(model, {"c": kit.record(1 / 127)})
+        assert [value.name for value in twins.fake.graph.input] == left
+
+
 def infos(model):
     return {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
 
@@ -174,7 +196,7 @@ def test_a_sparse_weight_is_refused(kit):
     sparse.values.CopyFrom(numpy_helper.from_array(np.float32([5]), "w"))
     sparse.indices.CopyFrom(numpy_helper.from_array(np.array([2], np.int64), "i"))
     model.graph.sparse_initializer.append(sparse)
-    with pytest.raises(RecordLayerError, match="'m'.*not constant"):
+    with pytest.raises(RecordLayerError, match=r"'m'.*not constant"):
         kit.twins(model, {"m": kit.record()})
 
 

@@ -161,7 +161,7 @@ def inner_conv_model(kit, w, names=("inner", "inner2")):
 
 @pytest.mark.parametrize("names", [("inner", "inner2"), ("inner", "inner")], ids=["once", "in both branches"])
 def test_a_layer_inside_a_subgraph_is_refused_for_that_reason(kit, w, names):
-    with pytest.raises(RecordLayerError, match="'inner'.*subgraph"):
+    with pytest.raises(RecordLayerError, match=r"'inner'.*subgraph"):
         kit.twins(inner_conv_model(kit, w, names), {"inner": kit.record()})
 
 

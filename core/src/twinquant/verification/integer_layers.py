@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -68,7 +68,7 @@ def convolve(x: Array, weight: Array, bias: Array | None, window: Window) -> Acc
         the accumulator, shape `(N, Cout, *out_shape)`.
     """
     spread = None if bias is None else bias.reshape(-1, *[1] * (x.ndim - 2))
-    fan_in = _magnitude(weight).reshape(weight.shape[0], -1).sum(1)
+    fan_in = _magnitude(weight).reshape(weight.shape[0], -1).sum(1, dtype=np.int64)
     return _accumulate(lambda a, b: _convolve(a, b, window), x, weight, spread, fan_in)
 
 
@@ -85,7 +85,7 @@ def convolve_transposed(x: Array, weight: Array, bias: Array | None, window: Win
         the accumulator, shape `(N, Cout, *out_shape)`.
     """
     spread = None if bias is None else bias.reshape(-1, *[1] * (x.ndim - 2))
-    fan_in = np.moveaxis(_magnitude(weight), 1, 0).reshape(weight.shape[1], -1).sum(1)
+    fan_in = np.moveaxis(_magnitude(weight), 1, 0).reshape(weight.shape[1], -1).sum(1, dtype=np.int64)
     return _accumulate(lambda a, b: _convolve_transposed(a, b, window), x, weight, spread, fan_in)
 
 
@@ -108,7 +108,7 @@ def multiply(x: Array, weight: Array, bias: Array | None) -> Accumulator:
     for start in range(0, columns, step):
         part = weight[:, start : start + step]
         bias_part = None if addend is None else addend[..., start : start + step]
-        blocks.append(_accumulate(np.matmul, x, part, bias_part, _magnitude(part).sum(0)))
+        blocks.append(_accumulate(np.matmul, x, part, bias_part, _magnitude(part).sum(0, dtype=np.int64)))
     if len(blocks) == 1:
         return blocks[0]
     total = np.concatenate([block.total for block in blocks], axis=-1)
@@ -118,8 +118,8 @@ def multiply(x: Array, weight: Array, bias: Array | None) -> Accumulator:
     return Accumulator(total, np.concatenate(known, axis=-1))
 
 
-def _magnitude(weight: Array) -> npt.NDArray[np.int64]:
-    return np.abs(weight.astype(np.int64))
+def _magnitude(weight: Array) -> npt.NDArray[np.int16]:
+    return np.abs(weight.astype(np.int16))
 
 
 def _accumulate(
@@ -161,6 +161,11 @@ def _kernel_positions(kernel: tuple[int, ...], window: Window) -> Iterator[tuple
         yield index, tuple(i * dilation - pad for i, dilation, pad in offsets)
 
 
+def _last_axes(places: Iterable[Any]) -> tuple[Any, ...]:
+    """Return the index that takes these places on the last axes and all on the others."""
+    return (Ellipsis, *places)
+
+
 def _convolve(x: Array, weight: Array, window: Window) -> Array:
     """Sum, over the kernel's elements, a matrix product with the shifted input: no unfolded copy of the input."""
     batch, channels, *spatial = x.shape
@@ -172,9 +177,9 @@ def _convolve(x: Array, weight: Array, window: Window) -> Array:
             _overlap(offset, stride, out, size)
             for offset, stride, out, size in zip(offsets, window.strides, window.out_shape, spatial, strict=True)
         ]
-        patch = grouped[(..., *[read for _, read in pairs])]
-        matrix = weight[(..., *index)].reshape(groups, each, channels // groups)
-        total[(..., *[write for write, _ in pairs])] += _mix_channels(matrix, patch)
+        patch = grouped[_last_axes(read for _, read in pairs)]
+        matrix = weight[_last_axes(index)].reshape(groups, each, channels // groups)
+        total[_last_axes(write for write, _ in pairs)] += _mix_channels(matrix, patch)
     return total.reshape(batch, groups * each, *window.out_shape)
 
 
@@ -189,9 +194,9 @@ def _convolve_transposed(x: Array, weight: Array, window: Window) -> Array:
             _overlap(offset, stride, size, out)
             for offset, stride, out, size in zip(offsets, window.strides, window.out_shape, spatial, strict=True)
         ]
-        patch = grouped[(..., *[read for read, _ in pairs])]
-        matrix = weight[(..., *index)].reshape(groups, channels // groups, each).swapaxes(1, 2)
-        total[(..., *[write for _, write in pairs])] += _mix_channels(matrix, patch)
+        patch = grouped[_last_axes(read for read, _ in pairs)]
+        matrix = weight[_last_axes(index)].reshape(groups, channels // groups, each).swapaxes(1, 2)
+        total[_last_axes(write for _, write in pairs)] += _mix_channels(matrix, patch)
     return total.reshape(batch, groups * each, *window.out_shape)
 
 
@@ -201,4 +206,4 @@ def _mix_channels(matrix: Array, patch: Array) -> Array:
     if matrix.shape[2] == 1:
         return np.asarray(matrix.reshape(1, *matrix.shape[:2], *[1] * len(spatial)) * patch)
     flat = np.matmul(matrix, patch.reshape(batch, groups, matrix.shape[2], prod(spatial)))
-    return flat.reshape(batch, groups, matrix.shape[1], *spatial)
+    return np.asarray(flat.reshape(batch, groups, matrix.shape[1], *spatial))

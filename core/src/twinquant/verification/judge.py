@@ -65,7 +65,7 @@ def overflow_note(accumulator: Accumulator) -> str | None:
     largest = float(np.abs(accumulator.total).max(initial=0.0))
     if largest <= _INT32_MAX:
         return None
-    return f"the accumulator reaches {largest:.0f}, beyond int32: a device that accumulates in int32 overflows on this input"
+    return f"the accumulator reaches {largest:.0f}: a device that accumulates in int32 overflows on this input"
 
 
 def judge_integers(what: str, simulated: Array, fake_quant: Array) -> str | None:
@@ -115,7 +115,8 @@ def judge_values(what: str, simulated: Array, fake_quant: Array, allowed: Array)
     place = tuple(int(i) for i in np.unravel_index(flat, difference.shape))
     text = (
         f"{what}: {count} of {difference.size} values differ too much; at {place} the deploy twin has "
-        f"{float(simulated[place])!r}, the fake-quant twin {float(fake_quant[place])!r}, allowed is {float(limit[place]):.3g}"
+        f"{float(simulated[place])!r}, the fake-quant twin {float(fake_quant[place])!r}, "
+        f"allowed is {float(limit[place]):.3g}"
     )
     return Judgement(text, judgement.difference, judgement.tolerance)
 

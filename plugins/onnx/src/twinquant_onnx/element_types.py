@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 from onnx import shape_inference
+
+from twinquant_onnx.constants import raw_bytes
+from twinquant_onnx.graph import OnnxGraph, TensorStore
 
 __all__ = ["TensorTypes", "infer_types"]
 
 _log = logging.getLogger(__name__)
+
+_SHAPE_BYTES = 1024
+"""Integer tensors up to this size may be shapes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +34,9 @@ class TensorTypes:
     rank: dict[str, int]
 
 
-def infer_types(model: onnx.ModelProto) -> TensorTypes:
+def infer_types(loaded: OnnxGraph) -> TensorTypes:
     """Infer types and ranks. Quick, as the message holds no big tensors; what is unknown is left out."""
+    model = _with_shapes(loaded)
     try:
         graph = shape_inference.infer_shapes(model).graph
     except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
@@ -49,3 +58,38 @@ def infer_types(model: onnx.ModelProto) -> TensorTypes:
         element[tensor.name] = tensor.data_type
         rank[tensor.name] = len(tensor.dims)
     return TensorTypes(element, rank)
+
+
+def _with_shapes(loaded: OnnxGraph) -> onnx.ModelProto:
+    """Return the model with its small integer tensors in the message.
+
+    They may be external, and behind a Reshape to an external shape onnx 1.23 infers nothing at all, not even types.
+    """
+    if not any(_may_be_shape(tensor, loaded.store) for tensor in _constants(loaded.model.graph)):
+        return loaded.model
+    model = onnx.ModelProto()
+    model.CopyFrom(loaded.model)
+    for tensor in _constants(model.graph):
+        if _may_be_shape(tensor, loaded.store):
+            source = raw_bytes(tensor, loaded.store)
+            raw = np.empty(source.nbytes, np.uint8)
+            source.read_into(0, raw)
+            source.close()
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = raw.tobytes()
+    return model
+
+
+def _may_be_shape(tensor: onnx.TensorProto, store: TensorStore) -> bool:
+    if tensor.data_type not in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
+        return False
+    stored = store.get(tensor)
+    return stored is not None and stored.content.nbytes <= _SHAPE_BYTES
+
+
+def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        if node.op_type == "Constant":
+            yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))

@@ -103,7 +103,7 @@ def analyse(graph: OnnxGraph) -> LoadedModel:
     main = graph.model.graph
     topology = read_topology(main)
     finder = ConstantFinder(main, topology)
-    types = infer_types(graph.model)
+    types = infer_types(graph)
     layers: list[LayerInfo] = []
     sites: dict[int, Site] = {}
     for index, node in enumerate(main.node):

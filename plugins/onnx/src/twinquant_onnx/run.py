@@ -2,63 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from twinquant.errors import VerificationError
-from twinquant_onnx.graph import OnnxGraph, TensorStore
-from twinquant_onnx.tensors import RandomAccess
-from twinquant_onnx.topology import captured_names
-from twinquant_onnx.traversal import tensors_in
+from twinquant_onnx.graph import OnnxGraph
+from twinquant_onnx.sessions import ORT_ERRORS, PieceSessions, from_value, is_array, node_reads, to_value
 
-__all__ = ["ORT_ERRORS", "ArrayStep", "Pipeline"]
+__all__ = ["ArrayStep", "Pipeline"]
 
 Array = npt.NDArray[Any]
 
-_WEIGHT_BYTES = 128 << 20
+_WEIGHT_BYTES = 64 << 20
 """A piece ends when its weights reach this size."""
 
 _WANTED = 24
 """A piece ends when it makes this many of the tensors that are asked for."""
-
-ORT_ERRORS: tuple[type[Exception], ...] = (
-    ort_state.EPFail,
-    ort_state.EngineError,
-    ort_state.Fail,
-    ort_state.InvalidArgument,
-    ort_state.InvalidGraph,
-    ort_state.InvalidProtobuf,
-    ort_state.NoModel,
-    ort_state.NotImplemented,
-    ort_state.RuntimeException,
-    RuntimeError,
-)
-"""What ONNX Runtime raises; it has no common base of its own."""
-
-_ELEMENT_TYPES = {
-    "float": onnx.TensorProto.FLOAT,
-    "double": onnx.TensorProto.DOUBLE,
-    **{name.lower(): number for name, number in onnx.TensorProto.DataType.items() if name not in ("FLOAT", "DOUBLE")},
-}
-
-
-_SHAREABLE: dict[int, npt.DTypeLike] = {
-    onnx.TensorProto.FLOAT: np.float32,
-    onnx.TensorProto.FLOAT16: np.float16,
-    onnx.TensorProto.DOUBLE: np.float64,
-    onnx.TensorProto.INT8: np.int8,
-    onnx.TensorProto.INT32: np.int32,
-    onnx.TensorProto.INT64: np.int64,
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,20 +72,12 @@ class Pipeline:
         wanted: Iterable[str],
         inputs: Iterable[str] | None = None,
     ) -> None:
-        main = graph.model.graph
-        self._graph = graph
-        self._inputs = {value.name for value in main.input} if inputs is None else set(inputs)
-        self._initializers = {tensor.name: tensor for tensor in main.initializer}
-        self._sparse = {tensor.values.name: tensor for tensor in main.sparse_initializer}
-        self._constant_nodes = {n.output[0]: n for n in main.node if n.op_type == "Constant" and n.output}
+        self._inputs = {value.name for value in graph.model.graph.input} if inputs is None else set(inputs)
+        self._sessions = PieceSessions(graph)
         self._wanted = tuple(dict.fromkeys(wanted))
-        self._sizes = {t.name: _tensor_bytes(t, graph.store) for t in main.initializer}
         self._steps = self._cut(self._needed(work))
-        self._keep_sessions = sum(self._sizes.values()) <= 2 * _WEIGHT_BYTES
+        self._keep_sessions = sum(self._sessions.sizes.values()) <= 2 * _WEIGHT_BYTES
         self._last_read = self._connect()
-
-    def _is_constant(self, tensor: str) -> bool:
-        return tensor in self._initializers or tensor in self._constant_nodes or tensor in self._sparse
 
     def _needed(self, work: Sequence[onnx.NodeProto | ArrayStep]) -> list[onnx.NodeProto | ArrayStep]:
         needed = set(self._wanted)
@@ -143,12 +99,12 @@ class Pipeline:
             if isinstance(item, ArrayStep):
                 steps.append(item)
                 continue
-            reads = {name for name in _reads(item) if name in self._sizes}
-            added = sum(self._sizes[name] for name in reads - weights)
+            reads = {name for name in _reads(item) if name in self._sessions.sizes}
+            added = sum(self._sessions.sizes[name] for name in reads - weights)
             current = steps[-1] if steps else None
             if not isinstance(current, _Piece) or made >= _WANTED or size + added > _WEIGHT_BYTES:
                 current, weights, made = _Piece([]), set(), 0
-                size, added = 0, sum(self._sizes[name] for name in reads)
+                size, added = 0, sum(self._sessions.sizes[name] for name in reads)
                 steps.append(current)
             current.nodes.append(item)
             weights |= reads
@@ -164,10 +120,14 @@ class Pipeline:
             reads, inside = [], set()
             for item in step.nodes if isinstance(step, _Piece) else (step,):
                 for name in _reads(item):
-                    if name in inside or (self._is_constant(name) and isinstance(step, _Piece)):
+                    if name in inside or (self._sessions.is_constant(name) and isinstance(step, _Piece)):
                         continue
-                    if name not in known and not self._is_constant(name):
-                        who = f"node {item.name!r}" if isinstance(item, onnx.NodeProto) else f"the layer making {item.writes}"
+                    if name not in known and not self._sessions.is_constant(name):
+                        who = (
+                            f"node {item.name!r}"
+                            if isinstance(item, onnx.NodeProto)
+                            else f"the layer making {item.writes}"
+                        )
                         raise VerificationError(f"{who} reads tensor {name!r}, which nothing before it makes")
                     reads.append(name)
                     last[name] = number
@@ -176,7 +136,7 @@ class Pipeline:
             if isinstance(step, _Piece):
                 step.reads = tuple(dict.fromkeys(reads))
         for name in self._wanted:
-            if name not in known and not self._is_constant(name):
+            if name not in known and not self._sessions.is_constant(name):
                 raise VerificationError(f"nothing makes tensor {name!r}")
         for number, step in enumerate(self._steps):
             if isinstance(step, _Piece):
@@ -191,7 +151,7 @@ class Pipeline:
             feeds: an array for every input of the graph that is read.
 
         Yields:
-            tensor names and arrays; tensors that are no arrays (sequences, bfloat16) are left out.
+            tensor names and arrays, bfloat16 widened to float32; what is no array of numbers is left out.
 
         Raises:
             VerificationError: ONNX Runtime cannot run a piece; its own words are in the message.
@@ -199,32 +159,32 @@ class Pipeline:
         missing = [n for n in self._inputs if n in self._last_read and n not in feeds]
         if missing:
             raise VerificationError(f"the model reads input {missing[0]!r}, for which no array is given")
-        values: dict[str, Any] = {name: _to_value(name, array) for name, array in feeds.items()}
+        values: dict[str, Any] = {name: to_value(name, array) for name, array in feeds.items()}
         wanted = set(self._wanted)
         for name in self._wanted:
             if name in feeds:
                 yield name, feeds[name]
-            elif self._is_constant(name):
+            elif self._sessions.is_constant(name):
                 yield name, self._constant(name)
         for number, step in enumerate(self._steps):
             if isinstance(step, ArrayStep):
-                arrays = [_to_array(values[n]) if n in values else self._constant(n) for n in step.reads]
+                arrays = [from_value(values[n]) if n in values else self._constant(n) for n in step.reads]
                 results = step.compute(arrays)
-                values.update({n: _to_value(n, array) for n, array in zip(step.writes, results, strict=True)})
+                values.update({n: to_value(n, array) for n, array in zip(step.writes, results, strict=True)})
                 writes = step.writes
             else:
                 writes = step.writes
                 values.update(zip(writes, self._run_piece(step, values), strict=True))
             for name in writes:
-                if name in wanted and _is_array(values[name]):
-                    yield name, _to_array(values[name])
+                if name in wanted and is_array(values[name]):
+                    yield name, from_value(values[name])
             for name in (*step.reads, *writes):
                 if self._last_read.get(name, -1) <= number:
                     values.pop(name, None)
 
     def _constant(self, name: str) -> Array:
         piece = _Piece([onnx.helper.make_node("Identity", [name], ["value"])], (), ("value",))
-        return _to_array(self._run_piece(piece, {})[0])
+        return from_value(self._run_piece(piece, {})[0])
 
     def _run_piece(self, piece: _Piece, values: Mapping[str, Any]) -> list[Any]:
         if not piece.writes:
@@ -233,7 +193,10 @@ class Pipeline:
         first = piece.nodes[0]
         try:
             if piece.session is None or piece.types != types:
-                piece.session, piece.weights, piece.types = *self._session(piece, types), types
+                piece.session, piece.weights, piece.types = (
+                    *self._sessions.build(piece.nodes, piece.reads, types, piece.writes),
+                    types,
+                )
             outputs = piece.session.run_with_ort_values(list(piece.writes), {n: values[n] for n in piece.reads})
         except ORT_ERRORS as error:
             where = f"the part of {len(piece.nodes)} node(s) that begins with {first.op_type} {first.name!r}"
@@ -242,105 +205,12 @@ class Pipeline:
             piece.session, piece.weights = None, []
         return list(outputs)
 
-    def _session(self, piece: _Piece, types: Sequence[str]) -> tuple[ort.InferenceSession, list[Array]]:
-        """Build the session of a piece: a model of its own, whose big weights are handed over without a copy."""
-        source = self._graph.model
-        model = onnx.ModelProto(ir_version=source.ir_version)
-        model.opset_import.extend(source.opset_import)
-        model.functions.extend(source.functions)
-        model.graph.name = "piece"
-        constants = dict.fromkeys(name for node in piece.nodes for name in _reads(node) if self._is_constant(name))
-        constants.update(dict.fromkeys(name for name in piece.writes if self._is_constant(name)))
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        shared: dict[str, Array] = {}
-        for name in constants:
-            if name in self._constant_nodes:
-                model.graph.node.append(self._constant_nodes[name])
-            elif name in self._sparse:
-                model.graph.sparse_initializer.append(self._sparse[name])
-            else:
-                model.graph.initializer.append(self._initializers[name])
-                array = _shareable(model.graph.initializer[-1], self._graph.store)
-                if array is not None:
-                    shared[name] = array
-        model.graph.node.extend(piece.nodes)
-        for tensor, _ in tensors_in(model):
-            if tensor.name not in shared:
-                _inline(tensor, self._graph.store)
-        for name, text in zip(piece.reads, types, strict=True):
-            model.graph.input.append(onnx.helper.make_value_info(name, _type(name, text)))
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in piece.writes)
-        if shared:
-            handles = [ort.OrtValue.ortvalue_from_numpy(array) for array in shared.values()]
-            options.add_external_initializers(list(shared), handles)
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return session, list(shared.values())
-
 
 def _reads(item: onnx.NodeProto | ArrayStep) -> list[str]:
     if isinstance(item, ArrayStep):
         return list(item.reads)
-    return [name for name in item.input if name] + sorted(captured_names(item))
+    return node_reads(item)
 
 
 def _writes(item: onnx.NodeProto | ArrayStep) -> list[str]:
     return list(item.writes) if isinstance(item, ArrayStep) else [name for name in item.output if name]
-
-
-def _tensor_bytes(tensor: onnx.TensorProto, store: TensorStore) -> int:
-    stored = store.get(tensor)
-    return stored.content.nbytes if stored is not None else 8 * prod(tensor.dims)
-
-
-def _shareable(tensor: onnx.TensorProto, store: TensorStore) -> Array | None:
-    """Read a stored initializer as an array that ONNX Runtime can use in place, or None if it must be in the message."""
-    stored = store.get(tensor)
-    if stored is None or stored.content.nbytes == 0 or tensor.data_type not in _SHAREABLE:
-        return None
-    return _stored_bytes(tensor, store).view(_SHAREABLE[tensor.data_type]).reshape(tuple(tensor.dims))
-
-
-def _stored_bytes(tensor: onnx.TensorProto, store: TensorStore) -> npt.NDArray[np.uint8]:
-    stored = store.get(tensor)
-    if stored is None or not isinstance(stored.content, RandomAccess):
-        raise TypeError(f"tensor {tensor.name!r} has no bytes that can be read")
-    raw = np.empty(stored.content.nbytes, np.uint8)
-    stored.content.read_into(0, raw)
-    stored.content.close()
-    return raw
-
-
-def _inline(tensor: onnx.TensorProto, store: TensorStore) -> None:
-    """Put a stored tensor's bytes into the message. Edits `tensor`."""
-    if store.get(tensor) is not None:
-        raw = _stored_bytes(tensor, store).tobytes()
-        tensor.ClearField("external_data")
-        tensor.ClearField("data_location")
-        tensor.raw_data = raw
-
-
-def _type(name: str, text: str) -> onnx.TypeProto:
-    """Turn ONNX Runtime's spelling of a type, such as `seq(tensor(float))`, into ONNX's."""
-    match = re.fullmatch(r"(seq\()?tensor\((\w+)\)\)?", text)
-    if match is None or match[2] not in _ELEMENT_TYPES:
-        raise VerificationError(f"tensor {name!r} is of type {text}, which cannot be handed from one node to another here")
-    tensor = onnx.helper.make_tensor_type_proto(_ELEMENT_TYPES[match[2]], None)
-    return onnx.helper.make_sequence_type_proto(tensor) if match[1] else tensor
-
-
-def _to_value(name: str, array: Array) -> Any:
-    if array.dtype.kind in "OUS":
-        raise VerificationError(f"input {name!r} holds strings; models with string inputs cannot be run here")
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array).reshape(array.shape))
-
-
-def _is_array(value: Any) -> bool:
-    return bool(value.is_tensor()) and value.data_type() not in ("tensor(bfloat16)", "tensor(string)")
-
-
-def _to_array(value: Any) -> Array:
-    # numpy() gives a view that does not keep the value alive (onnxruntime 1.32).
-    return np.array(value.numpy())

@@ -21,6 +21,9 @@ __all__ = ["Twin"]
 _INLINE_BYTES = 1024
 """Arrays up to this size go into the message itself."""
 
+_FIRST_IR_OF_PRIVATE_INITIALIZERS = 4
+"""Before this version of the format, all initializers are graph inputs too."""
+
 
 class Twin:
     """Collects edits and applies them all at once, so that a big graph is walked a fixed number of times.
@@ -151,8 +154,11 @@ class Twin:
         rebuilt = onnx.GraphProto(node=ordered)
         del graph.node[:]
         graph.MergeFrom(rebuilt)
-        initializers = {tensor.name for tensor in graph.initializer}
-        _drop_values(graph.input, initializers)
+        constant_inputs = {tensor.name for tensor in graph.initializer}
+        if self.model.ir_version < _FIRST_IR_OF_PRIVATE_INITIALIZERS:
+            # ONNX Runtime 1.32 cannot load an older model with an initializer that neither the inputs nor a node names.
+            constant_inputs &= {tensor for node in graph.node for tensor in node.input}
+        _drop_values(graph.input, constant_inputs)
         _drop_values(graph.value_info, self._retyped)
         return OnnxGraph(self.model, self.store, self._inputs)
 

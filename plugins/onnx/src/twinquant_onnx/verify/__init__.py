@@ -11,10 +11,10 @@ from twinquant.errors import VerificationError
 from twinquant.verification import LayerVerdict, VerifyReport
 from twinquant_onnx.load import load_model
 from twinquant_onnx.run import Pipeline
+from twinquant_onnx.verify.correspondence import Pairing
 from twinquant_onnx.verify.deploy_layers import DEPLOY_RNN
 from twinquant_onnx.verify.dynamic import judge_on_data
 from twinquant_onnx.verify.feeds import check_feeds, has_free_lengths, random_feeds
-from twinquant_onnx.verify.correspondence import Pairing
 from twinquant_onnx.verify.pairing import pair_twins
 from twinquant_onnx.verify.simulator import DeploySimulator, simulate
 from twinquant_onnx.verify.static import check_contents
@@ -45,7 +45,7 @@ def verify_twins(fake_quant: Path, deploy: Path, data: Mapping[str, Any] | None 
     _check_kinds(fake, deployed, fake_quant, deploy)
     pairing = pair_twins(deployed, fake)
     if not pairing.chains and not pairing.rnns:
-        raise VerificationError(f"{str(fake_quant)!r} and {str(deploy)!r} have no quantized layer in common: they are no twins")
+        raise VerificationError(f"{str(fake_quant)!r} and {str(deploy)!r} have no quantized layer in common")
     check_contents(pairing)
     verdicts, outputs = judge_on_data(pairing, _feeds(pairing, data))
     findings = pairing.findings
@@ -77,8 +77,8 @@ def _check_kinds(fake: Twin, deploy: Twin, fake_path: Path, deploy_path: Path) -
     """Refuse models that are not what they are given as."""
     if _is_deploy(fake) and _is_fake_quant(deploy) and not _is_deploy(deploy):
         raise VerificationError(
-            f"the two models are swapped: {str(fake_path)!r} is the deploy model and {str(deploy_path)!r} the fake-quant "
-            "model; give the fake-quant model first"
+            f"the two models are swapped: {str(fake_path)!r} is the deploy model and {str(deploy_path)!r} the "
+            "fake-quant model; give the fake-quant model first"
         )
     if _is_deploy(fake):
         raise VerificationError(f"{str(fake_path)!r} is a deploy model; a fake-quant model is expected there")
@@ -102,16 +102,22 @@ def _feeds(pairing: Pairing, data: Mapping[str, Any] | None) -> dict[str, Any]:
     if not has_free_lengths(model):
         return next(candidates)
     pipeline = Pipeline(pairing.fake.graph, list(model.graph.node), [value.name for value in model.graph.output])
-    reason = ""
+    failure: str | None = None
     for feeds in candidates:
-        try:
-            for _ in pipeline.run(feeds):
-                pass
-        except VerificationError as error:
-            reason = str(error)
-        else:
+        failure = _failure(pipeline, feeds)
+        if failure is None:
             return feeds
     raise VerificationError(
         "the model leaves lengths of its inputs open, and it runs with none of those tried; give input with --data. "
-        f"The last attempt: {reason}"
+        f"The last attempt: {failure}"
     )
+
+
+def _failure(pipeline: Pipeline, feeds: Mapping[str, Any]) -> str | None:
+    """Try to run a model; return why it does not run, or None."""
+    try:
+        for _ in pipeline.run(feeds):
+            pass
+    except VerificationError as error:
+        return str(error)
+    return None

@@ -24,7 +24,10 @@ __all__ = ["Data", "compare_bytes", "compare_integers", "packed_axis_of"]
 _BLOCK = 1 << 18
 """Elements that are compared at once."""
 
-_INTEGER_DTYPES = {onnx.TensorProto.INT8: np.dtype("i1"), onnx.TensorProto.INT32: np.dtype("<i4")}
+_INTEGER_DTYPES: dict[int, np.dtype[Any]] = {
+    onnx.TensorProto.INT8: np.dtype("i1"),
+    onnx.TensorProto.INT32: np.dtype("<i4"),
+}
 
 Array = npt.NDArray[Any]
 
@@ -75,9 +78,11 @@ class Data:
         return self.bytes().view(dtype).reshape(self.dims)
 
     def integers(self, packed_axis: int | None = None) -> Array:
-        """Read quantized integers: int8 (int32 for a bias); with `packed_axis`, that axis is unpacked to its true length."""
+        """Read quantized integers: int8, for a bias int32; `packed_axis` is unpacked to its true length."""
         if self.tensor.data_type not in (*_INTEGER_DTYPES, onnx.TensorProto.INT4):
-            raise VerificationError(f"tensor {self.tensor.name!r} is {self.type}, not an integer type of quantized tensors")
+            raise VerificationError(
+                f"tensor {self.tensor.name!r} is {self.type}, not an integer type of quantized tensors"
+            )
         values = self.array()
         return values if packed_axis is None else unpack_int4_along(values, packed_axis)
 
@@ -144,9 +149,9 @@ def _compare_values(
     what: str, deploy: Data, reader: RandomAccess, fake: Data, floats: RandomAccess, packed: int | None
 ) -> str | None:
     count = prod(fake.dims)
-    expected_bytes = _stored_bytes(deploy)
-    if reader.nbytes != expected_bytes or floats.nbytes != 4 * count:
-        return f"{what} holds {reader.nbytes} and {floats.nbytes} bytes in the twins, expected {expected_bytes} and {4 * count}"
+    expected = _stored_bytes(deploy), 4 * count
+    if (reader.nbytes, floats.nbytes) != expected:
+        return f"{what} holds {reader.nbytes} and {floats.nbytes} bytes in the twins, expected {expected}"
     start = wrong = 0
     first: tuple[int, float, float] | None = None
     for integers in _integer_blocks(deploy, reader, packed):

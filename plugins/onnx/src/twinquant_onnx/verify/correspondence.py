@@ -38,6 +38,7 @@ class Pairing:
         layers: the quantized layers of the deploy twin, in graph order.
         findings: what disagrees.
         rnns: the recurrent layers, by position in the deploy twin.
+        input_scales: how many of a recurrent layer's dequantization parameters are the input's, by its position.
         chains: the chain that stands for an AscendQuant, by the AscendQuant's position.
         dequants: what stands for an AscendDequant, by its position.
         counterparts: position of a deploy node's counterpart in the fake-quant twin.
@@ -51,6 +52,7 @@ class Pairing:
     layers: list[DeployLayer]
     findings: Findings
     rnns: dict[int, RnnPair] = field(default_factory=dict)
+    input_scales: dict[int, int] = field(default_factory=dict)
     chains: dict[int, Chain] = field(default_factory=dict)
     dequants: dict[int, FakeDequant] = field(default_factory=dict)
     counterparts: dict[int, int] = field(default_factory=dict)

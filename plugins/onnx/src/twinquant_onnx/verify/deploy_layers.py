@@ -162,4 +162,3 @@ def _walk_to_quant(twin: Twin, tensor: str) -> tuple[int, tuple[int, ...]] | Non
     if index is None or twin.node(index).op_type != "AscendQuant":
         return None
     return index, tuple(reversed(path))
-

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from twinquant.errors import VerificationError
 from twinquant.verification import (
@@ -20,8 +21,8 @@ from twinquant.verification import (
     overflow_note,
 )
 from twinquant_onnx.run import Pipeline
-from twinquant_onnx.verify.deploy_layers import DeployLayer
 from twinquant_onnx.verify.correspondence import Pairing
+from twinquant_onnx.verify.deploy_layers import DeployLayer
 from twinquant_onnx.verify.rnn import RnnPair
 from twinquant_onnx.verify.rnn_simulator import RnnSimulator
 from twinquant_onnx.verify.semantics import LayerSimulator
@@ -99,7 +100,7 @@ def judge_on_data(pairing: Pairing, feeds: Mapping[str, Array]) -> tuple[dict[st
         try:
             difference = free_running.difference(name, reference.take(name))
         except VerificationError:
-            # An output that is no array (a sequence, bfloat16) cannot be read; the layers before it are judged.
+            # An output that is no array of numbers, such as a sequence, cannot be compared; the layers before it are.
             difference = None
         results.append(LayerVerdict(name, "output", True, free_running=difference))
     pairing.findings.add(free_running.problem)
@@ -113,7 +114,7 @@ class _FreeRun:
         self.problem: str | None = None
         self._stream: _Stream | None = None
         try:
-            simulator = DeploySimulator(pairing.deploy, uses)
+            simulator = DeploySimulator(pairing.deploy, uses, pairing.input_scales)
             self._stream = _Stream(simulator.stream(feeds), uses)
         except VerificationError as error:
             self.problem = f"the deploy twin does not run: {error}"
@@ -129,7 +130,9 @@ class _FreeRun:
             return None
         if actual.shape != expected.shape or actual.dtype != expected.dtype:
             shown = [f"{array.dtype} {list(array.shape)}" for array in (actual, expected)]
-            self.problem = f"running freely, tensor {name!r} is {shown[0]} in the deploy twin and {shown[1]} in the other"
+            self.problem = (
+                f"running freely, tensor {name!r} is {shown[0]} in the deploy twin and {shown[1]} in the other"
+            )
             return None
         return largest_difference(actual, expected)
 
@@ -143,12 +146,19 @@ def _tasks(pairing: Pairing) -> Iterator[_Task]:
             yield _Task(layer.index, layer, (chain.widened, chain.output, dequant.product, final), (made, final))
     for index, pair in pairing.rnns.items():
         other = pairing.fake.node(pair.index)
-        states = [other.input[slot] for slot in (6, 4) if slot < len(other.input) and other.input[slot]]
+        states = [other.input[slot] for slot in _rnn_states(pair, other)[1]]
         chains = [name for chain in pair.chains for name in (chain.widened, chain.output)]
         free = [(one, two) for one, two in zip(pairing.deploy.node(index).output, pair.outputs, strict=True) if one]
         if free:
             results = [name for name in other.output if name]
             yield _Task(index, pair, (*chains, *states, *results), free[0])
+
+
+def _rnn_states(pair: RnnPair, node: onnx.NodeProto) -> tuple[list[str], list[int]]:
+    """List the other inputs of a float LSTM or GRU that are connected: names and positions."""
+    slots = {"sequence_lens": 4, **({"initial_c": 6} if pair.rnn.op_type == "LSTM" else {})}
+    connected = {name: slot for name, slot in slots.items() if slot < len(node.input) and node.input[slot]}
+    return list(connected), list(connected.values())
 
 
 def _judge_isolated(pairing: Pairing, layer: DeployLayer | RnnPair, taken: list[Array]) -> LayerVerdict:
@@ -194,18 +204,18 @@ def _judge_layer(
 
 
 def _judge_rnn(pairing: Pairing, pair: RnnPair, taken: list[Array]) -> tuple[list[str], Judgement]:
-    simulator = RnnSimulator(pairing.deploy, pair.rnn)
+    simulator = RnnSimulator(pairing.deploy, pair.rnn, pairing.input_scales.get(pair.rnn.index))
     problems: list[str] = []
     for what, quantizer, x, integers in zip(
         ("X", "the hidden state"), simulator.quantizers, (taken[0], taken[2]), (taken[1], taken[3]), strict=True
     ):
         problem = judge_integers(f"quantized, {what}", quantizer(x), integers)
         problems += [problem] if problem else []
-    names = list(simulator.read_names)
-    given = [taken[0], taken[2], *taken[4 : 2 + len(names)]]
-    simulated = simulator.compute(dict(zip(names, given, strict=True)))
+    states, _ = _rnn_states(pair, pairing.fake.node(pair.index))
+    outputs = 4 + len(states)
+    simulated = simulator.compute({"X": taken[0], "initial_h": taken[2], **dict(zip(states, taken[4:], strict=False))})
     worst: Judgement | None = None
-    for number, (mine, other) in enumerate(zip(simulated, taken[2 + len(names) :], strict=True)):
+    for number, (mine, other) in enumerate(zip(simulated, taken[outputs:], strict=False)):
         allowed = _RNN_TOLERANCE * np.maximum(1.0, np.abs(other.astype(np.float64)))
         judgement = judge_values(f"output {number}", mine, other, allowed)
         if worst is None or judgement.problem or (not worst.problem and judgement.difference > worst.difference):

@@ -47,7 +47,9 @@ def check_feeds(model: onnx.ModelProto, data: Mapping[str, Any]) -> dict[str, Ar
             or any(isinstance(n, int) and n != given for n, given in zip(declared, array.shape, strict=True))
         ):
             shown = [n if n is not None else "?" for n in declared]
-            raise VerificationError(f"input {name!r}: the data have shape {list(array.shape)}, the model expects {shown}")
+            raise VerificationError(
+                f"input {name!r}: the data have shape {list(array.shape)}, the model expects {shown}"
+            )
         feeds[name] = array
     return feeds
 
@@ -86,7 +88,7 @@ def random_feeds(model: onnx.ModelProto, spread: Mapping[str, float]) -> Iterato
 
 
 def _random(generator: np.random.Generator, shape: list[int], dtype: np.dtype[Any], spread: float) -> Array:
-    if dtype.kind == "f":
+    if dtype.kind == "f" or dtype.name == "bfloat16":
         return np.asarray(generator.standard_normal(shape) * spread).astype(dtype)
     if dtype.kind in "iub":
         return np.asarray(generator.integers(0, 2, shape)).astype(dtype)

@@ -41,11 +41,13 @@ def read_groups(node: onnx.NodeProto, channels: int) -> int:
 
 
 def _head(total: int, auto_pad: str) -> int:
-    """Return the part of a padding that goes to the begin: SAME_UPPER puts an odd one at the end, all else at the begin."""
+    """Return the part of a padding that goes to the begin; only SAME_UPPER puts the odd one at the end."""
     return total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
 
 
-def convolution_window(node: onnx.NodeProto, channels: int, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> Window:
+def convolution_window(
+    node: onnx.NodeProto, channels: int, spatial: tuple[int, ...], kernel: tuple[int, ...]
+) -> Window:
     """Place the kernel of a Conv.
 
     Args:
@@ -59,7 +61,9 @@ def convolution_window(node: onnx.NodeProto, channels: int, spatial: tuple[int, 
     """
     rank = len(kernel)
     if _ints(node, "kernel_shape", kernel) != kernel or len(spatial) != rank:
-        raise VerificationError(f"node {node.name!r}: kernel_shape or the input's rank does not fit the weight's {kernel}")
+        raise VerificationError(
+            f"node {node.name!r}: kernel_shape or the input's rank does not fit the weight's {kernel}"
+        )
     strides, dilations = _positive(node, "strides", rank), _positive(node, "dilations", rank)
     pads = _ints(node, "pads", (0,) * (2 * rank))
     auto_pad = _auto_pad(node)
@@ -67,7 +71,14 @@ def convolution_window(node: onnx.NodeProto, channels: int, spatial: tuple[int, 
     if auto_pad.startswith("SAME"):
         out = tuple(-(-size // stride) for size, stride in zip(spatial, strides, strict=True))
         totals = [max((o - 1) * s + r - n, 0) for o, s, r, n in zip(out, strides, reach, spatial, strict=True)]
-        return _window(node, read_groups(node, channels), strides, dilations, tuple(_head(total, auto_pad) for total in totals), out)
+        return _window(
+            node,
+            read_groups(node, channels),
+            strides,
+            dilations,
+            tuple(_head(total, auto_pad) for total in totals),
+            out,
+        )
     if auto_pad == "VALID":
         pads = (0,) * (2 * rank)
     begin, end = pads[:rank], pads[rank:]
@@ -79,7 +90,9 @@ def transposed_window(node: onnx.NodeProto, channels: int, spatial: tuple[int, .
     """Place the kernel of a ConvTranspose; see `convolution_window`."""
     rank = len(kernel)
     if _ints(node, "kernel_shape", kernel) != kernel or len(spatial) != rank:
-        raise VerificationError(f"node {node.name!r}: kernel_shape or the input's rank does not fit the weight's {kernel}")
+        raise VerificationError(
+            f"node {node.name!r}: kernel_shape or the input's rank does not fit the weight's {kernel}"
+        )
     strides, dilations = _positive(node, "strides", rank), _positive(node, "dilations", rank)
     pads, extra = _ints(node, "pads", (0,) * (2 * rank)), _ints(node, "output_padding", (0,) * rank)
     auto_pad = _auto_pad(node)

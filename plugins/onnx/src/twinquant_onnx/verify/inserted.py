@@ -23,7 +23,8 @@ def _attributes(node: onnx.NodeProto) -> dict[str, onnx.AttributeProto]:
 def _shape_problem(node: onnx.NodeProto, inputs: int) -> str | None:
     if len(node.input) == inputs and len(node.output) == 1:
         return None
-    return f"{node.op_type} {node.name!r} has {len(node.input)} inputs and {len(node.output)} outputs, expected {inputs} and 1"
+    given = f"{len(node.input)} inputs and {len(node.output)} outputs"
+    return f"{node.op_type} {node.name!r} has {given}, expected {inputs} and 1"
 
 
 def _source_problem(pairing: Pairing, node: onnx.NodeProto, expected: str) -> list[str]:
@@ -135,7 +136,7 @@ INSERTED = {"AscendQuant": _pair_quant, "AscendDequant": _pair_dequant, "AscendA
 
 
 def check_bias_casts(pairing: Pairing) -> dict[int, str]:
-    """Match the Casts through which layers with 4-bit activations read their integer bias; only the deploy twin has them.
+    """Match the Casts, in the deploy twin only, through which layers with 4-bit activations read their integer bias.
 
     Returns:
         the layer's name by the Cast's position.

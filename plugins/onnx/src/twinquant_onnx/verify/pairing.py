@@ -126,7 +126,9 @@ def _pair_ordinary(pairing: Pairing, index: int, exceptions: _Exceptions) -> lis
         problems += compare_attributes(node, other, (deploy.graph.store, fake.graph.store), pairing.tensors)
     problems += _compare_inputs(pairing, index, other_index, exceptions)
     if len(node.output) != len(other.output):
-        problems.append(f"node {node.name!r} has {len(node.output)} outputs in the deploy twin, {len(other.output)} in the other")
+        problems.append(
+            f"node {node.name!r} has {len(node.output)} outputs in the deploy twin, {len(other.output)} in the other"
+        )
     pairing.tensors.update({one: two for one, two in zip(node.output, other.output, strict=False) if one})
     return problems
 
@@ -179,4 +181,6 @@ def _check_rest(pairing: Pairing) -> None:
             pairing.findings.add(f"only the fake-quant twin has node {node.name!r} ({node.op_type})")
     for value in pairing.deploy.graph.model.graph.output:
         if pairing.tensors.get(value.name) != value.name:
-            pairing.findings.add(f"output {value.name!r} of the deploy twin comes from elsewhere than the fake-quant twin's")
+            pairing.findings.add(
+                f"output {value.name!r} of the deploy twin comes from elsewhere than the fake-quant twin's"
+            )

@@ -16,7 +16,7 @@ from twinquant_onnx.graph import OnnxGraph, TensorStore
 from twinquant_onnx.rnn import RNN_RULES
 from twinquant_onnx.run import Pipeline
 from twinquant_onnx.verify.deploy_layers import DeployRnn
-from twinquant_onnx.verify.rnn import split_scales
+from twinquant_onnx.verify.rnn_tensors import split_scales
 from twinquant_onnx.verify.semantics import Quantizer
 from twinquant_onnx.verify.twin import Twin
 
@@ -33,20 +33,28 @@ class RnnSimulator:
     Args:
         twin: the deploy twin.
         rnn: the layer.
+        input_scales: how many of the dequantization parameters belong to the input's weight. None: as many as to the
+            recurrence's, if that can be; their number alone does not always tell.
 
     Raises:
         VerificationError: its tensors or attributes do not fit each other.
     """
 
-    def __init__(self, twin: Twin, rnn: DeployRnn) -> None:
+    def __init__(self, twin: Twin, rnn: DeployRnn, input_scales: int | None = None) -> None:
         self.rnn = rnn
+        self._input_scales = input_scales
         self._twin = twin
         self._node = twin.node(rnn.index)
+        required = [name for name in ("X", "initial_h", "initial_c") if name in rnn.inputs]
+        if not set(required) <= set(self.read_names) or len(self._node.output) != RNN_RULES[rnn.op_type].outputs:
+            raise VerificationError(f"layer {rnn.name!r}: not all of {required} and its outputs are connected")
         given = {a.name: helper.get_attribute_value(a) for a in self._node.attribute}
         bits = _BITS.get(given.get("quant_dtype", 0))
         try:
             if bits is None:
-                raise VerificationError(f"layer {rnn.name!r}: quant_dtype is {given.get('quant_dtype')!r}, expected 2 or 6")
+                raise VerificationError(
+                    f"layer {rnn.name!r}: quant_dtype is {given.get('quant_dtype')!r}, expected 2 or 6"
+                )
             self.quantizers = tuple(
                 Quantizer(given[f"quant_scale_{name}"], int(given[f"quant_offset_{name}"]), bits) for name in ("x", "h")
             )
@@ -82,6 +90,10 @@ class RnnSimulator:
         Returns:
             the operator's outputs, in the element type of X.
         """
+        if set(arrays) != set(self.read_names):
+            raise VerificationError(
+                f"layer {self.rnn.name!r} reads {list(self.read_names)}, its counterpart {list(arrays)}"
+            )
         real = {"sequence_lens": arrays["sequence_lens"]} if "sequence_lens" in arrays else {}
         for name, quantizer in zip(("X", "initial_h"), self.quantizers, strict=True):
             real[name] = quantizer(arrays[name]) * (np.float32(1.0) / np.float32(quantizer.reciprocal))
@@ -91,7 +103,14 @@ class RnnSimulator:
             weights = self._weights(arrays["X"].shape[-1])
         except ValueError as error:
             raise VerificationError(f"layer {self.rnn.name!r}: its tensors do not fit each other: {error}") from error
-        slots = ["X", "W", "R", "B" if "B" in weights else "", "sequence_lens" if "sequence_lens" in real else "", "initial_h"]
+        slots = [
+            "X",
+            "W",
+            "R",
+            "B" if "B" in weights else "",
+            "sequence_lens" if "sequence_lens" in real else "",
+            "initial_h",
+        ]
         if "initial_c" in real:
             slots.append("initial_c")
         outputs = [f"output{number}" if name else "" for number, name in enumerate(self._node.output)]
@@ -114,11 +133,17 @@ class RnnSimulator:
         if w is None or r is None or parameter is None or parameter.dtype != np.uint64 or w.ndim != 3 or r.ndim != 3:
             raise VerificationError(f"layer {self.rnn.name!r} has no constant weights or no dequantization parameter")
         w, r = (
-            unpack_int4_along(integers, 2) if integers.dtype == np.int8 and 2 * integers.shape[2] == length else integers
+            unpack_int4_along(integers, 2)
+            if integers.dtype == np.int8 and 2 * integers.shape[2] == length
+            else integers
             for integers, length in ((w, columns), (r, self._attributes["hidden_size"]))
         )
         combined, _, _ = unpack_dequant_parameter(parameter.reshape(-1))
-        splits = list(split_scales(combined, w.shape[1], RNN_RULES[self.rnn.op_type].gates))
+        splits = [
+            parts
+            for count, *parts in split_scales(combined, w.shape[1], RNN_RULES[self.rnn.op_type].gates)
+            if self._input_scales in (None, count)
+        ]
         if not splits:
             raise VerificationError(f"layer {self.rnn.name!r}: {combined.size} scales do not fit {w.shape[1]} rows")
         weights: dict[str, Array] = {}

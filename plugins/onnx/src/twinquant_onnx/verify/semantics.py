@@ -50,7 +50,7 @@ class Quantizer:
     def __call__(self, x: Array) -> Array:
         """Quantize; return the integers with the offset subtracted, as float32: exact, and 0 means real zero."""
         integers = quantize_activation(x, self.reciprocal, self.offset, self.num_bits)
-        return integers.astype(np.float32) - np.float32(self.offset)
+        return np.asarray(np.subtract(integers, self.offset, dtype=np.float32))
 
 
 def read_quantizer(node: onnx.NodeProto) -> Quantizer:
@@ -60,7 +60,9 @@ def read_quantizer(node: onnx.NodeProto) -> Quantizer:
         VerificationError: one is missing or not of the kind known.
     """
     if len(node.input) != 1 or len(node.output) != 1:
-        raise VerificationError(f"{node.op_type} {node.name!r} has {len(node.input)} inputs and {len(node.output)} outputs")
+        raise VerificationError(
+            f"{node.op_type} {node.name!r} has {len(node.input)} inputs and {len(node.output)} outputs"
+        )
     given = {attribute.name: attribute for attribute in node.attribute}
     absent = [name for name in ("scale", "offset", "dst_type") if name not in given]
     if absent:
@@ -69,7 +71,9 @@ def read_quantizer(node: onnx.NodeProto) -> Quantizer:
     offset = given["offset"].f
     if bits is None or not np.isfinite(offset) or offset != int(offset):
         kind = given["dst_type"].s.decode(errors="replace")
-        raise VerificationError(f"{node.op_type} {node.name!r} has dst_type {kind!r} and offset {offset}, which is no integer type")
+        raise VerificationError(
+            f"{node.op_type} {node.name!r} has dst_type {kind!r} and offset {offset}, which is no integer type"
+        )
     return Quantizer(given["scale"].f, int(offset), bits)
 
 
@@ -85,7 +89,9 @@ def without_zero_value(twin: Twin, pad: onnx.NodeProto) -> onnx.NodeProto:
         return pad
     constant = twin.finder.find(pad.input[2])
     if constant is None or np.any(twin.data(constant).array()):
-        raise VerificationError(f"Pad {pad.name!r} pads quantized values with {pad.input[2]!r}, which is not a constant 0")
+        raise VerificationError(
+            f"Pad {pad.name!r} pads quantized values with {pad.input[2]!r}, which is not a constant 0"
+        )
     copy = onnx.NodeProto()
     copy.CopyFrom(pad)
     copy.input[2] = ""
@@ -177,20 +183,23 @@ class LayerSimulator:
     def _scale(self, total: Array) -> npt.NDArray[np.float32]:
         parameter = self._twin.data(self.layer.parameter).array()
         if parameter.dtype != np.uint64:
-            raise VerificationError(f"layer {self.layer.name!r}: the dequantization parameter is {parameter.dtype}, not uint64")
+            raise VerificationError(
+                f"layer {self.layer.name!r}: the dequantization parameter is {parameter.dtype}, not uint64"
+            )
         scale, shift, offset = unpack_dequant_parameter(parameter.reshape(-1))
         if np.any(shift) or np.any(offset):
-            raise VerificationError(f"layer {self.layer.name!r}: the dequantization parameter has a shift or a weight offset")
+            raise VerificationError(
+                f"layer {self.layer.name!r}: the dequantization parameter has a shift or a weight offset"
+            )
         axis = total.ndim - 1 if self.layer.op_type in ("Gemm", "MatMul") else 1
         shape = [1] * total.ndim
-        if shape:
-            shape[axis] = scale.size
-        if scale.size not in (1, total.shape[axis] if shape else 1):
+        shape[axis] = scale.size
+        if scale.size not in (1, total.shape[axis]):
             raise VerificationError(f"layer {self.layer.name!r}: {scale.size} scales for {total.shape[axis]} channels")
         return scale.reshape(shape)
 
     def _read_weight(self, axis: int, length: int) -> Array:
-        """Read the weight as the layer sees it; 4-bit pairs along `axis` are taken apart where its length asks for it."""
+        """Read the weight as the layer sees it, with `length` along `axis`: pairs of 4-bit values are taken apart."""
         if self._weight is not None:
             return self._weight
         constant = self.layer.weight

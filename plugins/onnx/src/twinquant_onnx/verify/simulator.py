@@ -23,7 +23,7 @@ __all__ = ["DeploySimulator", "simulate"]
 
 Array = npt.NDArray[Any]
 
-_KEPT_WEIGHTS = 256 << 20
+_KEPT_WEIGHTS = 64 << 20
 """Quantized weights stay in memory between calls if they are no larger than this together."""
 
 
@@ -33,13 +33,17 @@ class DeploySimulator:
     Args:
         deploy: the deploy model's file, or the loaded twin.
         taps: more tensors to compute than the graph's outputs.
+        input_scales: how many of a recurrent layer's dequantization parameters are the input's, by its position, where
+            that is known; see `RnnSimulator`.
 
     Raises:
         ModelFileError: the file cannot be read.
         VerificationError: the model's quantized layers cannot be understood.
     """
 
-    def __init__(self, deploy: Path | Twin, taps: Iterable[str] = ()) -> None:
+    def __init__(
+        self, deploy: Path | Twin, taps: Iterable[str] = (), input_scales: Mapping[int, int] | None = None
+    ) -> None:
         self.twin = deploy if isinstance(deploy, Twin) else read_twin(load_model(deploy))
         layers, problems = find_layers(self.twin)
         if problems:
@@ -47,7 +51,8 @@ class DeploySimulator:
         sizes = [prod(layer.weight.stored_shape) for layer in layers if layer.weight is not None]
         keep = sum(sizes) <= _KEPT_WEIGHTS
         self.layers = {layer.index: LayerSimulator(self.twin, layer, keep_weight=keep) for layer in layers}
-        self.rnns = {rnn.index: RnnSimulator(self.twin, rnn) for rnn in find_rnns(self.twin)}
+        known = input_scales or {}
+        self.rnns = {r.index: RnnSimulator(self.twin, r, known.get(r.index)) for r in find_rnns(self.twin)}
         self._outputs = tuple(value.name for value in self.twin.graph.model.graph.output)
         self._pipeline = Pipeline(self.twin.graph, self._work(), (*self._outputs, *taps))
 
@@ -69,7 +74,9 @@ class DeploySimulator:
 
     def _work(self) -> list[onnx.NodeProto | ArrayStep]:
         at_dequant = {simulator.layer.dequant: simulator for simulator in self.layers.values()}
-        replaced = {i for s in self.layers.values() for i in (s.layer.index, s.layer.add, s.layer.dequant) if i is not None}
+        replaced = {
+            i for s in self.layers.values() for i in (s.layer.index, s.layer.add, s.layer.dequant) if i is not None
+        }
         padded = {index for simulator in self.layers.values() for index in simulator.layer.path}
         work: list[onnx.NodeProto | ArrayStep] = []
         for index, node in enumerate(self.twin.graph.model.graph.node):

@@ -10,9 +10,9 @@ from twinquant_onnx.constants import Constant
 from twinquant_onnx.layers import OPERATORS
 from twinquant_onnx.topology import MAIN_DOMAINS
 from twinquant_onnx.verify.contents import Data, compare_bytes, compare_integers
-from twinquant_onnx.verify.deploy_layers import DeployLayer
 from twinquant_onnx.verify.correspondence import FakeDequant, Pairing
-from twinquant_onnx.verify.rnn import compare_rnn_tensors
+from twinquant_onnx.verify.deploy_layers import DeployLayer
+from twinquant_onnx.verify.rnn_tensors import compare_rnn_tensors
 from twinquant_onnx.verify.twin import Twin
 
 __all__ = ["check_contents"]
@@ -39,27 +39,22 @@ def check_contents(pairing: Pairing) -> None:
             findings.add(_check_element_type(what, one), layer.name)
             difference = compare_integers(what, pairing.deploy.data(one), pairing.fake.data(two), axis)
             findings.add(difference, layer.name)
-    for pair in pairing.rnns.values():
-        problems, mine, its = compare_rnn_tensors(pairing.deploy, pairing.fake, pair)
-        covered_deploy.update(constant.name for constant in mine)
-        covered_fake.update(constant.name for constant in its)
-        for problem in problems:
+    for index, pair in pairing.rnns.items():
+        comparison = compare_rnn_tensors(pairing.deploy, pairing.fake, pair)
+        covered_deploy.update(constant.name for constant in comparison.deploy)
+        covered_fake.update(constant.name for constant in comparison.fake)
+        if comparison.input_scales is not None:
+            pairing.input_scales[index] = comparison.input_scales
+        for problem in comparison.problems:
             findings.add(problem, pair.rnn.name)
-    for name in (*_scales_of(pairing),):
-        covered_fake.add(name)
+    covered_fake.update(dequant.scale for dequant in pairing.dequants.values())
     for problem in _compare_initializers(pairing, covered_deploy, covered_fake):
         findings.add(problem)
     for problem in _compare_interfaces(pairing.deploy.graph.model, pairing.fake.graph.model):
         findings.add(problem)
 
 
-def _scales_of(pairing: Pairing) -> set[str]:
-    return {dequant.scale for dequant in pairing.dequants.values()}
-
-
-def _tensors(
-    pairing: Pairing, layer: DeployLayer
-) -> list[tuple[str, Constant | None, Constant | None, int | None]]:
+def _tensors(pairing: Pairing, layer: DeployLayer) -> list[tuple[str, Constant | None, Constant | None, int | None]]:
     """List the quantized tensors of a layer: what it is, in either twin, and the axis of packed 4-bit values."""
     index = pairing.counterparts.get(layer.index)
     if index is None:
@@ -116,7 +111,9 @@ def _check_parameter(pairing: Pairing, layer: DeployLayer) -> str | None:
         return f"there are {values.size} dequantization parameters, the fake-quant twin has {expected.size} scales"
     if np.any(values >> np.uint64(32)):
         place = int(np.argmax(values >> np.uint64(32) != 0))
-        return f"dequantization parameter {place} has bits above the scale: {int(values[place]):#018x}, expected 0 there"
+        return (
+            f"dequantization parameter {place} has bits above the scale: {int(values[place]):#018x}, expected 0 there"
+        )
     scale, _, _ = unpack_dequant_parameter(values)
     different = np.flatnonzero(scale.view(np.uint32) != expected.view(np.uint32))
     if not different.size:
@@ -130,12 +127,11 @@ def _check_parameter(pairing: Pairing, layer: DeployLayer) -> str | None:
 
 def _compare_initializers(pairing: Pairing, covered_deploy: set[str], covered_fake: set[str]) -> list[str]:
     one, two = (
-        {tensor.name: tensor for tensor in twin.graph.model.graph.initializer} for twin in (pairing.deploy, pairing.fake)
+        {tensor.name: tensor for tensor in twin.graph.model.graph.initializer}
+        for twin in (pairing.deploy, pairing.fake)
     )
     chain_constants = {name for chain in pairing.chains.values() for name in _inputs(pairing.fake, chain.nodes)}
-    problems = [
-        f"only the deploy twin has tensor {n!r}" for n in one if n not in two and n not in covered_deploy
-    ]
+    problems = [f"only the deploy twin has tensor {n!r}" for n in one if n not in two and n not in covered_deploy]
     problems += [
         f"only the fake-quant twin has tensor {n!r}"
         for n in two
@@ -146,7 +142,9 @@ def _compare_initializers(pairing: Pairing, covered_deploy: set[str], covered_fa
             continue
         difference = compare_bytes(f"tensor {name!r}", _data(pairing.deploy, one[name]), _data(pairing.fake, two[name]))
         problems += [difference] if difference else []
-    sparse = [{t.values.name: t for t in twin.graph.model.graph.sparse_initializer} for twin in (pairing.deploy, pairing.fake)]
+    sparse = [
+        {t.values.name: t for t in twin.graph.model.graph.sparse_initializer} for twin in (pairing.deploy, pairing.fake)
+    ]
     problems += [f"only one twin has sparse tensor {name!r}" for name in sparse[0].keys() ^ sparse[1].keys()]
     for name in sparse[0].keys() & sparse[1].keys():
         for part in ("values", "indices"):
@@ -171,7 +169,9 @@ def _compare_interfaces(deploy: onnx.ModelProto, fake: onnx.ModelProto) -> list[
     for kind in ("input", "output"):
         one, two = (list(getattr(model.graph, kind)) for model in (deploy, fake))
         if [value.name for value in one] != [value.name for value in two]:
-            problems.append(f"the {kind}s are {[v.name for v in one]} in the deploy twin, {[v.name for v in two]} in the other")
+            problems.append(
+                f"the {kind}s are {[v.name for v in one]} in the deploy twin, {[v.name for v in two]} in the other"
+            )
             continue
         for left, right in zip(one, two, strict=True):
             if left.type.SerializeToString(deterministic=True) != right.type.SerializeToString(deterministic=True):
@@ -181,7 +181,9 @@ def _compare_interfaces(deploy: onnx.ModelProto, fake: onnx.ModelProto) -> list[
     for domain in opsets[0].keys() | opsets[1].keys():
         versions = [opset.get(domain) for opset in opsets]
         if versions[0] != versions[1] and not (domain == "" and converted):
-            problems.append(f"operator set {domain or 'ai.onnx'!r}: version {versions[0]} and {versions[1]} in the twins")
+            problems.append(
+                f"operator set {domain or 'ai.onnx'!r}: version {versions[0]} and {versions[1]} in the twins"
+            )
     functions = [sorted(f.SerializeToString(deterministic=True) for f in model.functions) for model in (deploy, fake)]
     if functions[0] != functions[1]:
         problems.append("the twins' model-local functions differ")

@@ -34,7 +34,8 @@ class Twin:
 
     def node(self, index: int) -> onnx.NodeProto:
         """Return the node at a position."""
-        return self.graph.model.graph.node[index]
+        node: onnx.NodeProto = self.graph.model.graph.node[index]
+        return node
 
     def producer(self, tensor: str) -> int | None:
         """Return the position of the node that makes a tensor; None for graph inputs and initializers."""
