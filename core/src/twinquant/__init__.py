@@ -12,6 +12,8 @@ from twinquant.errors import TwinQuantError
 
 if TYPE_CHECKING:
     from twinquant.api import save_model, verify
+    from twinquant.calibration_api import QuantizeResult, calibrate, quantize
+    from twinquant.data import DataOptions
     from twinquant.outputs import Artifact, DualOutput, Flavor
     from twinquant.plan import QuantPlan
     from twinquant.records import RecordSet
@@ -19,13 +21,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Artifact",
+    "DataOptions",
     "DualOutput",
     "Flavor",
     "QuantPlan",
+    "QuantizeResult",
     "RecordSet",
     "TwinQuantError",
     "VerifyReport",
     "__version__",
+    "calibrate",
+    "quantize",
     "save_model",
     "verify",
 ]
@@ -34,11 +40,15 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Artifact": "twinquant.outputs",
+    "DataOptions": "twinquant.data",
     "DualOutput": "twinquant.outputs",
     "Flavor": "twinquant.outputs",
     "QuantPlan": "twinquant.plan",
+    "QuantizeResult": "twinquant.calibration_api",
     "RecordSet": "twinquant.records",
     "VerifyReport": "twinquant.verification",
+    "calibrate": "twinquant.calibration_api",
+    "quantize": "twinquant.calibration_api",
     "save_model": "twinquant.api",
     "verify": "twinquant.api",
 }

@@ -14,21 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from twinquant.errors import ArgumentError, CapabilityError, VerificationError
-from twinquant.outputs import Artifact, DualOutput, Flavor, commit, parse_save_path, recover, staging_folder
+from twinquant.outputs import DualOutput, parse_save_path, recover
 from twinquant.plan import build_plan
 from twinquant.records import RecordSet, parse_record_file
 from twinquant.registry import Capability, notify_saved, select_framework
+from twinquant.saving import flavors_of, write_twins
 from twinquant.verification import VerifyReport
 
 __all__ = ["save_model", "verify"]
 
 _log = logging.getLogger(__name__)
-
-_FLAVORS = {
-    "Both": (Flavor.FAKE_QUANT, Flavor.DEPLOY),
-    "Fakequant": (Flavor.FAKE_QUANT,),
-    "Deploy": (Flavor.DEPLOY,),
-}
 
 
 def save_model(
@@ -64,7 +59,7 @@ def save_model(
         ModelError: the model is damaged, unsupported, or cannot be quantized.
         OutputError: the files cannot be written there.
     """
-    flavors = _flavors(save_type)
+    flavors = flavors_of(save_type)
     target = parse_save_path(save_path)
     tell = progress or (lambda _step, _fraction: None)
 
@@ -79,33 +74,10 @@ def save_model(
         _log.warning(warning)
 
     inputs = [*chosen.inputs(graph, model), *([records.path] if records.path else [])]
-    artifacts = []
-    with staging_folder(target.folder) as staging:
-        for index, flavor in enumerate(flavors):
-            tell(f"writing the {flavor.value} model", 0.2 + 0.75 * index / len(flavors))
-            files = chosen.write(chosen.insert(model, plan, flavor), staging, target.prefix, flavor)
-            artifacts.append(Artifact(flavor, tuple(files)))
-        sidecars = chosen.sidecars(model, plan, staging, target.prefix)
-        tell("moving the files into place", 0.95)
-        output = commit(
-            DualOutput(plan, tuple(artifacts), tuple(sidecars)),
-            staging,
-            target.folder,
-            inputs=inputs,
-            companions=chosen.companions,
-            companion_endings=chosen.companion_endings,
-            durable=durable,
-        )
+    output = write_twins(chosen, model, plan, target, flavors, inputs=inputs, durable=durable, progress=tell)
     notify_saved(chosen.name, plan, output)
     tell("done", 1.0)
     return output
-
-
-def _flavors(save_type: str) -> tuple[Flavor, ...]:
-    for name, flavors in _FLAVORS.items():
-        if isinstance(save_type, str) and save_type.lower() == name.lower():
-            return flavors
-    raise ArgumentError(f"save_type: must be one of {', '.join(map(repr, _FLAVORS))}, got {save_type!r}")
 
 
 def verify(

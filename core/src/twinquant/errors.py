@@ -7,10 +7,13 @@ TwinQuantError
 │   ├── RecordSyntaxError     the text is not a record file; `.line` and `.column` say where
 │   ├── RecordValueError      a factor is absent, out of range, of the wrong length or of an unknown type
 │   └── RecordLayerError      the record and the graph disagree: no such layer, an ambiguous or an unsupported one
+├── ConfigError               a quantization configuration is wrong; `.path` says where
 ├── ModelError                something about the user's model
 │   ├── ModelFileError        the file is missing, truncated, not of its format, or its external data is unsafe
 │   ├── ModelContentError     a weight or a bias cannot be quantized (NaN, infinity, overflow)
 │   └── UnsupportedModelError the model is valid, but this framework or version cannot handle it
+├── DataError                 calibration data are missing, broken, too few, or do not fit the model's inputs
+├── CalibrationError          the values that calibration saw give no factors: none at all, NaN, infinite, or too large
 ├── OutputError               something about where the results go
 │   ├── OutputPathError       the target is no folder, not writable, or is one of the inputs
 │   ├── OutputConflictError   a file in the target folder belongs to another model
@@ -30,7 +33,10 @@ __all__ = [
     "AmbiguousFrameworkError",
     "ArgumentError",
     "BrokenPluginError",
+    "CalibrationError",
     "CapabilityError",
+    "ConfigError",
+    "DataError",
     "IncompatiblePluginError",
     "ModelContentError",
     "ModelError",
@@ -90,6 +96,14 @@ class RecordLayerError(RecordError):
     """The record and the graph disagree about a layer: unknown, ambiguous, or not quantizable."""
 
 
+class ConfigError(TwinQuantError):
+    """A quantization configuration is wrong; `path` names the setting, as `$.conv1.quant_enable`, where known."""
+
+    def __init__(self, message: str, *, path: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 class ModelError(TwinQuantError):
     """Something is wrong with the user's model."""
 
@@ -104,6 +118,14 @@ class ModelContentError(ModelError):
 
 class UnsupportedModelError(ModelError):
     """The model is valid, but what it asks for is outside what this framework or version handles."""
+
+
+class DataError(TwinQuantError):
+    """The calibration data are missing, broken, too few, or do not fit the inputs of the model."""
+
+
+class CalibrationError(TwinQuantError):
+    """The values that calibration saw give no factors: there were none, or they are NaN, infinite or too large."""
 
 
 class OutputError(TwinQuantError):

@@ -1,4 +1,4 @@
-"""THE COMMAND LINE: `twinquant save|plan|inspect|verify|plugins|demo`, one module per command."""
+"""THE COMMAND LINE: `twinquant quantize|calibrate|save|plan|inspect|verify|plugins|demo`, one module per command."""
 
 from __future__ import annotations
 

@@ -39,6 +39,58 @@ def _save(parser: argparse.ArgumentParser) -> None:
     _framework(parser)
 
 
+def _quantize(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="the float model")
+    parser.add_argument("--save-path", required=True, metavar="PATH", help="folder/prefix of the files, or a folder/")
+    parser.add_argument("--save-type", choices=("Both", "Fakequant", "Deploy"), default="Both", help="which twins")
+    _calibration(parser)
+
+
+def _calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="the float model")
+    parser.add_argument("record", metavar="RECORD", help="the record file to write")
+    parser.add_argument(
+        "--prepared-model", metavar="FILE", help="where to write the fused model that the record is for"
+    )
+    _calibration(parser)
+
+
+def _calibration(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data", required=True, metavar="PATH", help="a folder of images, .npy or .npz files; or one such file")
+    add("--config", metavar="FILE", help="the configuration, JSON or .cfg (default: all layers, ifmr)")
+    add("--batches", type=_count, metavar="N", help="how many batches (default: what the configuration says, or 32)")
+    add("--batch-size", type=_count, metavar="B", help="samples in a batch, where the model leaves that open")
+    add("--mean", type=_numbers, default=(0.0,), metavar="A,B,C", help="images: subtracted from the pixels, 0 to 255")
+    add("--std", type=_numbers, default=(1.0,), metavar="A,B,C", help="images: what the difference is divided by")
+    add("--layout", choices=("NCHW", "NHWC"), help="images: order of the axes (default: from the model's input)")
+    add("--size", type=_size, metavar="HxW", help="images: what they are resized to (default: from the model's input)")
+    add("--skip-broken", action="store_true", help="images: leave out those that cannot be decoded")
+    add("--workers", type=_count, default=1, metavar="N", help="how many processes run batches (default: 1)")
+    add("--no-resume", action="store_true", help="neither keep nor use the state of a calibration that was cut off")
+    _framework(parser)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be numbers with commas between them, got {text!r}") from error
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, cross, width = text.lower().partition("x")
+    if not cross:
+        raise argparse.ArgumentTypeError(f"must be HEIGHTxWIDTH, such as 224x224, got {text!r}")
+    return _count(height), _count(width)
+
+
 def _plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the float model")
     parser.add_argument(
@@ -74,6 +126,8 @@ def _framework(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "quantize": ("turn a float model and data into a fake-quant twin and a deploy twin", _quantize),
+    "calibrate": ("measure a float model on data and write its record", _calibrate),
     "save": ("turn a model and its record into a fake-quant twin and a deploy twin", _save),
     "plan": ("list every node: quantized or not, with which factors, and why not", _plan),
     "inspect": ("tell what a record file or a model holds", _inspect),

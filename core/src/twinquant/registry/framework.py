@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from twinquant.errors import CapabilityError
 from twinquant.outputs.artifact import Flavor
 from twinquant.plan import LayerInfo, QuantPlan
+from twinquant.registry.float_model import Array, LayerWeight, ModelInput, RunBatch, Tap
 from twinquant.verification.report import VerifyReport
 
 __all__ = ["Capability", "Framework", "Match"]
@@ -30,8 +31,10 @@ class Match(IntEnum):
 
 
 class Capability(str, Enum):
-    """What a framework may offer beyond save_model. Declared, never guessed."""
+    """What a framework may offer beyond save_model: the name of a method. Declared, never guessed."""
 
+    CALIBRATE = "activations"
+    """`activations` runs a float model; `model_inputs`, `fuse`, `weight`, `balance` and `write_float` belong to it."""
     VERIFY = "verify"
     """`verify` compares two written twins."""
     INSPECT = "inspect"
@@ -52,7 +55,7 @@ class Framework(ABC):
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
     """Which of the optional methods work."""
     companion_endings: ClassVar[tuple[str, ...]] = ()
-    """How the names of files end that `write` puts beside a model; a later save deletes those that it makes obsolete."""
+    """How the names of files end that `write` puts beside a model; a later save deletes those it makes obsolete."""
 
     @abstractmethod
     def recognize(self, source: Any) -> Match:
@@ -110,6 +113,64 @@ class Framework(ABC):
         """
         del model
         return ()
+
+    def activations(self, graph: Any, taps: Sequence[Tap], *, threads: int | None = None) -> RunBatch:
+        """Make a float model ready to run on calibration data (`Capability.CALIBRATE`).
+
+        Only what the taps need is computed. Activations never go to disk, and none outlives its batch. The same batch
+        gives the same bits, in any process.
+
+        Args:
+            graph: what `load`, `fuse` or `balance` returned.
+            taps: where to look: quantizable layers.
+            threads: how many threads the framework's runtime may use; None: its own choice.
+
+        Raises:
+            UnsupportedModelError: the framework's runtime cannot run the model. Raised by each run, too.
+        """
+        raise self._lacks(Capability.CALIBRATE)
+
+    def model_inputs(self, graph: Any) -> Sequence[ModelInput]:
+        """Describe the inputs that data is given for, in order (with `Capability.CALIBRATE`)."""
+        raise self._lacks(Capability.CALIBRATE)
+
+    def fuse(self, graph: Any, skip: Collection[str]) -> tuple[Any, Sequence[str]]:
+        """Fold what normalizes a layer's output into the layer (with `Capability.CALIBRATE`).
+
+        Args:
+            graph: the graph.
+            skip: names of layers into which nothing is folded.
+
+        Returns:
+            a new graph, and the names of the layers into which something was folded; they keep their names.
+        """
+        raise self._lacks(Capability.CALIBRATE)
+
+    def weight(self, graph: Any, layer: str, *, recurrence: bool = False) -> LayerWeight:
+        """Return a layer's weight, or the recurrence weight of an RNN (with `Capability.CALIBRATE`)."""
+        raise self._lacks(Capability.CALIBRATE)
+
+    def balance(self, graph: Any, factors: Mapping[str, Array]) -> Any:
+        """Return a new graph with the weights of some layers multiplied (with `Capability.CALIBRATE`).
+
+        Args:
+            graph: the graph.
+            factors: by layer, one factor per input channel: float32 `(Cin,)`, > 0.
+        """
+        raise self._lacks(Capability.CALIBRATE)
+
+    def write_float(self, graph: Any, folder: Path, name: str) -> Sequence[Path]:
+        """Write a float graph into an existing folder (with `Capability.CALIBRATE`).
+
+        Args:
+            graph: what `load`, `fuse` or `balance` returned.
+            folder: where the files go.
+            name: the name of the model file.
+
+        Returns:
+            the files, the model file first.
+        """
+        raise self._lacks(Capability.CALIBRATE)
 
     def verify(self, fake_quant: Path, deploy: Path, data: Mapping[str, Any] | None) -> VerifyReport:
         """Prove that two written twins agree (`Capability.VERIFY`).

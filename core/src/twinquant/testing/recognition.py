@@ -112,6 +112,7 @@ class RecognitionContract(Subject):
     def test_a_capability_that_is_not_declared_is_a_capability_error(self, tmp_path: Path) -> None:
         framework = self.framework()
         calls: dict[Capability, Callable[[], object]] = {
+            Capability.CALIBRATE: lambda: framework.activations(None, ()),
             Capability.VERIFY: lambda: framework.verify(tmp_path / "a", tmp_path / "b", None),
             Capability.INSPECT: lambda: framework.inspect(tmp_path / "a"),
             Capability.DEMO: lambda: framework.demo(tmp_path),

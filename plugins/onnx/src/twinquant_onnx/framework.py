@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from twinquant.outputs import Flavor
 from twinquant.plan import LayerInfo, QuantPlan
-from twinquant.registry import Capability, Framework, Match
+from twinquant.registry import Capability, Framework, LayerWeight, Match, ModelInput, RunBatch, Tap
 from twinquant_onnx.recognize import recognize
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ class OnnxFramework(Framework):
     """Reads a path, an `onnx.ModelProto` or an `onnx_ir.Model`; writes .onnx files with external data."""
 
     name: ClassVar[str] = "onnx"
-    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.VERIFY, Capability.INSPECT, Capability.DEMO})
-
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
     companion_endings: ClassVar[tuple[str, ...]] = ("_deploy.external", "_fakequant.external")
 
     def recognize(self, source: Any) -> Match:
@@ -35,8 +34,9 @@ class OnnxFramework(Framework):
         """Read the model's structure; weights stay where they are."""
         from twinquant_onnx.layers import analyse
         from twinquant_onnx.load import load_model
+        from twinquant_onnx.modified.removal import without_calibration
 
-        return analyse(load_model(source))
+        return analyse(without_calibration(load_model(source)))
 
     def layers(self, graph: LoadedModel) -> Sequence[LayerInfo]:
         """Describe every node of the main graph."""
@@ -63,6 +63,45 @@ class OnnxFramework(Framework):
         from twinquant_onnx.references import external_locations
 
         return external_locations(model)
+
+    def activations(self, graph: LoadedModel, taps: Sequence[Tap], *, threads: int | None = None) -> RunBatch:
+        """Build one ONNX Runtime session that computes what the taps look at."""
+        from twinquant_onnx.calibrate import tap_model
+
+        return tap_model(graph, taps, threads)
+
+    def model_inputs(self, graph: LoadedModel) -> Sequence[ModelInput]:
+        """Describe the graph inputs that are no initializers."""
+        from twinquant_onnx.calibrate import describe_inputs
+
+        return describe_inputs(graph.graph)
+
+    def fuse(self, graph: LoadedModel, skip: Collection[str]) -> tuple[LoadedModel, Sequence[str]]:
+        """Fold BatchNormalization and constant Mul and Add nodes into convolutions."""
+        from twinquant_onnx.fuse import fuse_model
+        from twinquant_onnx.layers import analyse
+
+        fused, folds = fuse_model(graph.graph, skip=skip)
+        return (analyse(fused), [fold.layer for fold in folds]) if folds else (graph, ())
+
+    def weight(self, graph: LoadedModel, layer: str, *, recurrence: bool = False) -> LayerWeight:
+        """Return a view of a layer's initializer."""
+        from twinquant_onnx.float_weights import layer_weight
+
+        return layer_weight(graph, layer, recurrence=recurrence)
+
+    def balance(self, graph: LoadedModel, factors: Mapping[str, Any]) -> LoadedModel:
+        """Return a graph whose weights are multiplied when they are read."""
+        from twinquant_onnx.float_weights import balance_weights
+
+        return balance_weights(graph, factors)
+
+    def write_float(self, graph: LoadedModel, folder: Path, name: str) -> Sequence[Path]:
+        """Write the model as it is: the .onnx file and its external data files."""
+        from twinquant_onnx.write import write_model
+
+        model, *others = write_model(graph.graph, folder, "", "float")
+        return model.rename(folder / name), *others
 
     def verify(self, fake_quant: Path, deploy: Path, data: Mapping[str, Any] | None) -> VerifyReport:
         """Compare two twins statically, then layer by layer on data."""

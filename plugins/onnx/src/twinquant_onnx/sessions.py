@@ -19,7 +19,16 @@ from twinquant_onnx.tensors import RandomAccess
 from twinquant_onnx.topology import captured_names
 from twinquant_onnx.traversal import tensors_in
 
-__all__ = ["ORT_ERRORS", "PieceSessions", "from_value", "is_array", "node_reads", "to_value"]
+__all__ = [
+    "ORT_ERRORS",
+    "PieceSessions",
+    "from_value",
+    "inline_stored",
+    "is_array",
+    "node_reads",
+    "shareable",
+    "to_value",
+]
 
 Array = npt.NDArray[Any]
 
@@ -98,13 +107,13 @@ class PieceSessions:
                 model.graph.node.append(self._constant_nodes[name])
             elif name in self._sparse:
                 model.graph.sparse_initializer.append(self._sparse[name])
-            elif (array := _shareable(self._initializers[name], self._graph.store)) is not None:
+            elif (array := shareable(self._initializers[name], self._graph.store)) is not None:
                 shared[name] = array
             else:
                 model.graph.initializer.append(self._initializers[name])
         model.graph.node.extend(nodes)
         for tensor, _ in tensors_in(model):
-            _inline(tensor, self._graph.store)
+            inline_stored(tensor, self._graph.store)
         model.graph.initializer.extend(self._initializers[name] for name in shared)
         for name, text in zip(reads, types, strict=True):
             model.graph.input.append(onnx.helper.make_value_info(name, _type(name, text)))
@@ -130,7 +139,7 @@ def _tensor_bytes(tensor: onnx.TensorProto, store: TensorStore) -> int:
     return stored.content.nbytes if stored is not None else 8 * prod(tensor.dims)
 
 
-def _shareable(tensor: onnx.TensorProto, store: TensorStore) -> Array | None:
+def shareable(tensor: onnx.TensorProto, store: TensorStore) -> Array | None:
     """Read a stored initializer as an array that ONNX Runtime uses in place; None if it must be in the message."""
     stored = store.get(tensor)
     if stored is None or stored.content.nbytes == 0 or tensor.data_type not in _SHAREABLE:
@@ -148,7 +157,7 @@ def _stored_bytes(tensor: onnx.TensorProto, store: TensorStore) -> npt.NDArray[n
     return raw
 
 
-def _inline(tensor: onnx.TensorProto, store: TensorStore) -> None:
+def inline_stored(tensor: onnx.TensorProto, store: TensorStore) -> None:
     """Put a stored tensor's bytes into the message. Edits `tensor`."""
     if store.get(tensor) is not None:
         raw = _stored_bytes(tensor, store).tobytes()

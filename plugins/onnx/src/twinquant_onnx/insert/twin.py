@@ -16,7 +16,7 @@ from twinquant_onnx.operators import constant
 from twinquant_onnx.tensors import ArrayBytes
 from twinquant_onnx.topology import defined_names, rename_captured, subgraphs
 
-__all__ = ["Twin"]
+__all__ = ["Twin", "drop_op_data_type"]
 
 _INLINE_BYTES = 1024
 """Arrays up to this size go into the message itself."""
@@ -146,7 +146,7 @@ class Twin:
         ordered: list[onnx.NodeProto] = []
         for index, node in enumerate(self._nodes):
             node.name = self.names[index]
-            _drop_op_data_type(node)
+            drop_op_data_type(node)
             for member in (*self._before.get(index, ()), node):
                 self._rename_inputs(member)
                 ordered.append(member)
@@ -170,11 +170,11 @@ class Twin:
             rename_captured(node, self._renamed)
 
 
-def _drop_op_data_type(node: onnx.NodeProto) -> None:
+def drop_op_data_type(node: onnx.NodeProto) -> None:
     """Remove the attribute with which the torch flow notes an element type; the tensors themselves decide."""
     for subgraph in subgraphs(node):
         for inner in subgraph.node:
-            _drop_op_data_type(inner)
+            drop_op_data_type(inner)
     for position, attribute in enumerate(node.attribute):
         if attribute.name == "op_data_type":
             del node.attribute[position]

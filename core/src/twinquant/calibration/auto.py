@@ -1,0 +1,163 @@
+"""The search for the layers that must stay float so that a model keeps its accuracy."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from twinquant.errors import ArgumentError
+
+__all__ = ["Search", "Strategy", "Trial", "binary_search", "choose_strategy", "search_float_layers"]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One quantized model that was evaluated.
+
+    Attributes:
+        float_layers: the layers that were left in float, the most sensitive first.
+        satisfied: whether it is accurate enough.
+        loss: how much accuracy it loses, by the evaluator's measure.
+    """
+
+    float_layers: tuple[str, ...]
+    satisfied: bool
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What a search found.
+
+    Attributes:
+        trials: everything that was evaluated, in this order; in the first one every layer is quantized.
+        similarities: how similar the output of each quantized layer is to the float one, the most sensitive layer
+            first; empty if that was not needed.
+        stopped: the user interrupted the search.
+    """
+
+    trials: tuple[Trial, ...]
+    similarities: Mapping[str, float]
+    stopped: bool = False
+
+    @property
+    def best(self) -> Trial:
+        """The accurate trial with the fewest layers in float; where none is accurate, the one that loses least."""
+        accurate = [trial for trial in self.trials if trial.satisfied]
+        if accurate:
+            return min(accurate, key=lambda trial: (len(trial.float_layers), trial.loss))
+        return min(self.trials, key=lambda trial: trial.loss)
+
+
+Attempt = Callable[[Collection[str]], Trial]
+"""Evaluates the model with some layers in float. A set that was evaluated before costs nothing."""
+
+Strategy = Callable[[Mapping[str, float], Attempt], None]
+"""Decides which sets of layers are tried in float. Gets the similarities, the most sensitive layer first, and returns
+when it does not want to try more."""
+
+
+def search_float_layers(
+    similarities: Callable[[], Mapping[str, float]],
+    evaluate: Callable[[Collection[str]], tuple[bool, float]],
+    strategy: Strategy,
+) -> Search:
+    """Find few layers that must stay float so that the others can be quantized.
+
+    The model with every layer quantized is tried first; only if it is not accurate enough are the layers ranked and the
+    strategy asked. An interruption (Ctrl-C) ends the search and keeps what it found.
+
+    Args:
+        similarities: asked once, if at all: how similar the output of each quantized layer is to the float one; the
+            less, the more sensitive is the layer.
+        evaluate: takes the layers to leave in float; returns whether the model is accurate enough, and its loss.
+        strategy: which sets are tried.
+
+    Raises:
+        KeyboardInterrupt: there was one before the first trial was through.
+    """
+    trials: dict[frozenset[str], Trial] = {}
+    ranking: dict[str, float] = {}
+
+    def attempt(float_layers: Collection[str]) -> Trial:
+        chosen = frozenset(float_layers)
+        if chosen not in trials:
+            satisfied, loss = evaluate(chosen)
+            trials[chosen] = Trial(tuple(name for name in ranking if name in chosen), satisfied, loss)
+            verdict = "accurate enough" if satisfied else "not accurate enough"
+            _logger.info("trial %d: %d layers in float, loss %g: %s", len(trials), len(chosen), loss, verdict)
+        return trials[chosen]
+
+    stopped = False
+    try:
+        if not attempt(()).satisfied:
+            ranking.update(sorted(similarities().items(), key=lambda item: item[1]))
+            strategy(ranking, attempt)
+    except KeyboardInterrupt:
+        if not trials:
+            raise
+        _logger.warning("the search was stopped; the best of %d trials is kept", len(trials))
+        stopped = True
+    return Search(tuple(trials.values()), ranking, stopped)
+
+
+def binary_search(similarities: Mapping[str, float], attempt: Attempt) -> None:
+    """Find the smallest number of layers, the most sensitive first, that have to stay float, by halving the interval.
+
+    It takes for granted that more layers in float are never less accurate. At least one layer stays quantized.
+    """
+    layers = list(similarities)
+    fewest, most = 1, len(layers) - 1
+    while fewest <= most:
+        middle = (fewest + most) // 2
+        if attempt(layers[:middle]).satisfied:
+            most = middle - 1
+        else:
+            fewest = middle + 1
+
+
+_STRATEGIES: dict[str, Strategy] = {"BinarySearch": binary_search}
+
+
+def choose_strategy(strategy: Any) -> Strategy:
+    """Return the strategy that a user means.
+
+    Args:
+        strategy: a name, a function, or an object with the vendor's two methods: `initialize(similarities)` and
+            `update_quant_config((satisfied, loss))`, which returns `{"stop_flag": bool, "roll_back_config": {layer:
+            whether it is quantized}}`.
+
+    Raises:
+        ArgumentError: it is nothing of this.
+    """
+    if isinstance(strategy, str):
+        if strategy in _STRATEGIES:
+            return _STRATEGIES[strategy]
+    elif hasattr(strategy, "update_quant_config"):
+        return _vendor_strategy(strategy)
+    elif callable(strategy):
+        chosen: Strategy = strategy
+        return chosen
+    raise ArgumentError(
+        f"strategy: must be {' or '.join(map(repr, _STRATEGIES))}, a function, or an object with the methods "
+        f"initialize and update_quant_config, got {strategy!r}"
+    )
+
+
+def _vendor_strategy(strategy: Any) -> Strategy:
+    def search(similarities: Mapping[str, float], attempt: Attempt) -> None:
+        strategy.initialize(dict(similarities))
+        trial = attempt(())
+        stop = False
+        while not stop:
+            answer = strategy.update_quant_config((trial.satisfied, trial.loss))
+            if not answer:
+                return
+            stop = bool(answer["stop_flag"])
+            trial = attempt([name for name, quantized in answer["roll_back_config"].items() if not quantized])
+
+    return search

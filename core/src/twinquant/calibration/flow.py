@@ -1,0 +1,162 @@
+"""From a float model and data to records: the whole way, top to bottom."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from twinquant.calibration.assemble import assemble_records
+from twinquant.calibration.digests import digest_json
+from twinquant.calibration.layer_weights import input_channel_maxima
+from twinquant.calibration.manifest import FileDigest, Manifest, digest_model, make_manifest, package_versions
+from twinquant.calibration.passes import Measurement, measure
+from twinquant.calibration.progress import Progress
+from twinquant.calibration.resume import Checkpoint
+from twinquant.calibration.settings import ConfigLike, resolve_config
+from twinquant.calibration.shards import open_workers
+from twinquant.calibration.station import Station
+from twinquant.calibration.watches import plan_watches
+from twinquant.config import QuantConfig
+from twinquant.data import DataOptions, DataSource, open_data
+from twinquant.errors import ArgumentError, CapabilityError
+from twinquant.plan import QuantPlan, build_plan
+from twinquant.records import RecordSet
+from twinquant.registry import Capability, Framework
+
+__all__ = ["Calibrated", "Request", "run_calibration"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """What the user asked for.
+
+    Attributes:
+        model: the float model: a path or an object of its framework.
+        data: what it is calibrated with.
+        config: which layers and which algorithms.
+        batch_num: how many batches; None: what the configuration says.
+        options: how the data is cut and prepared.
+        workers: how many processes, or what runs them.
+        state_file: where the state is kept that a later run goes on from; None: nowhere.
+    """
+
+    model: Any
+    data: Any
+    config: ConfigLike
+    batch_num: int | None
+    options: DataOptions
+    workers: int | Executor
+    state_file: Path | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibrated:
+    """What calibration found.
+
+    Attributes:
+        graph: the model that the records are for: fused and balanced.
+        records: the factors.
+        plan: what they mean for the graph.
+        manifest: what all this depended on.
+        inputs: the files that were read.
+        changed: layers that differ from the user's: something was folded into them, or they were balanced.
+        checkpoint: the stored state, to be discarded when the results are safe.
+    """
+
+    graph: Any
+    records: RecordSet
+    plan: QuantPlan
+    manifest: Manifest
+    inputs: tuple[Path, ...]
+    changed: tuple[str, ...]
+    checkpoint: Checkpoint
+
+
+def run_calibration(framework: Framework, request: Request, tell: Progress) -> Calibrated:
+    """Calibrate.
+
+    Raises:
+        TwinQuantError: see `twinquant.calibrate`.
+    """
+    if Capability.CALIBRATE not in framework.capabilities:
+        raise CapabilityError(f"the {framework.name} plugin cannot calibrate (in this version)")
+    if isinstance(request.workers, int) and request.workers < 1:
+        raise ArgumentError(f"workers: must be above 0, got {request.workers}")
+    tell("loading the model", 0.0)
+    loaded = framework.load(request.model)
+    config = resolve_config(request.config, framework.layers(loaded), request.batch_num)
+    graph, folded = framework.fuse(loaded, config.skip_fusion_layers) if config.do_fusion else (loaded, ())
+    layers = framework.layers(graph)
+    watches = plan_watches(layers, config)
+    model = digest_model(framework, request.model, loaded)
+
+    def weight_maxima(layer: str) -> Any:
+        return input_channel_maxima(framework.weight(graph, layer), f"layer {layer!r}")
+
+    several = request.workers != 1 or any(Station(watch).most_passes > 1 for watch in watches)
+    inputs = framework.model_inputs(graph)
+    with (
+        open_data(request.data, inputs, request.options, batch_num=config.batch_num, repeated=several) as source,
+        open_workers(request.workers) as workers,
+    ):
+        checkpoint = Checkpoint(request.state_file, _key(framework, model, config, source, request.options))
+        measurement = Measurement(
+            framework=framework,
+            graph=graph,
+            model=os.fspath(request.model) if isinstance(request.model, (str, os.PathLike)) else None,
+            fuse=config.do_fusion,
+            skip_fusion=config.skip_fusion_layers,
+            watches=watches,
+            source=source,
+            batch_num=config.batch_num,
+            weight_maxima=weight_maxima,
+        )
+        stations, batches = measure(measurement, checkpoint, workers, lambda what, done: tell(what, 0.9 * done))
+
+    tell("finding the scales of the weights", 0.9)
+    records = assemble_records(framework, graph, layers, config, stations)
+    balance = {station.watch.tap.layer: station.balance for station in stations if station.balance is not None}
+    return Calibrated(
+        graph=framework.balance(graph, balance) if balance else graph,
+        records=records,
+        plan=build_plan(records, layers, framework.name),
+        manifest=make_manifest(
+            framework,
+            model,
+            folded,
+            batches,
+            config,
+            request.options,
+            passes=max((station.passes for station in stations), default=0),
+            layers=len(records),
+        ),
+        inputs=(*framework.inputs(request.model, loaded), *_files(request.config), *_files(request.data)),
+        changed=tuple(dict.fromkeys((*folded, *balance))),
+        checkpoint=checkpoint,
+    )
+
+
+def _key(
+    framework: Framework, model: tuple[FileDigest, ...], config: QuantConfig, source: DataSource, options: DataOptions
+) -> str:
+    """Return the fingerprint of everything that is known before the first batch and that the result depends on."""
+    return digest_json(
+        {
+            "versions": package_versions(framework),
+            "model": [asdict(file) for file in model],
+            "config": asdict(config),
+            "data": source.outline,
+            "options": asdict(options),
+        }
+    )
+
+
+def _files(source: Any) -> tuple[Path, ...]:
+    """Return what the user named as a file."""
+    if not isinstance(source, (str, os.PathLike)):
+        return ()
+    path = Path(source)
+    return (path,) if path.is_file() else ()

@@ -1,0 +1,211 @@
+"""A histogram whose bins do not depend on the order in which values arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twinquant.calibration.observer import Float32Array, Stage, State
+
+__all__ = ["Grid", "Histogram"]
+
+Int64Array = npt.NDArray[np.int64]
+
+_SMALLEST_EXPONENT = -120
+_FRACTION_BITS = 23
+_ONE = 1 << _FRACTION_BITS
+# A packed cell holds a count above bit 44 and a signed sum of fractions below it; 2^18 values of up to 2^23 fit.
+_COUNT_SHIFT = 44
+_MOST_PACKED = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """What a grid holds, without its empty margins.
+
+    Attributes:
+        width: width of a bin, a power of two.
+        first: index of the first bin, <= 0. Bin i > 0 is `[i w, (i + 1) w)`, bin -i mirrors it, and bin 0 between them
+            is `(-w, w)`.
+        counts: int64 `(n,)`: values in each bin.
+        sums: int64 `(n,)`: their distances from the bin's edge nearest to 0, with sign, in units of `w / 2^23`; exact.
+            0 in bin 0, where they are not known.
+        low: the smallest value.
+        high: the largest value.
+    """
+
+    width: float
+    first: int
+    counts: Int64Array
+    sums: Int64Array
+    low: float
+    high: float
+
+    def indices(self) -> Int64Array:
+        """Return the index of every bin: int64 `(n,)`."""
+        return np.arange(self.first, self.first + self.counts.size)
+
+    def magnitudes(self) -> Int64Array:
+        """Return the counts of the magnitudes: int64, bin i is `[i w, (i + 1) w)`."""
+        positive, negative = self.counts[-self.first :], self.counts[: -self.first][::-1]
+        counts = np.zeros(max(positive.size, negative.size + 1), np.int64)
+        counts[: positive.size] += positive
+        counts[1 : negative.size + 1] += negative
+        return counts
+
+
+class Grid(Stage):
+    """Counts values in bins of a power of two, aligned at zero, and sums their positions inside the bins.
+
+    The bins start very fine; whenever a value would need more than `size` of them, neighbours are merged in pairs. The
+    bin of a value in a coarser grid follows from its bin in a finer one, so the final bins depend on the smallest and
+    the largest value only, and all counts and sums are integers: no order of arrival can be told from them. Between
+    half and all of the bins are in use at the end.
+
+    Bins are cut towards zero (bin 0 is twice as wide as the others) because `trunc(trunc(v / 2) / 2) == trunc(v / 4)`
+    holds for values that underflow, too. A value in any other bin is a multiple of `w / 2^23`, so its position inside
+    the bin is an integer.
+
+    Args:
+        size: most bins in use; a power of two.
+        sums: False leaves the sums at 0 and saves half of the time.
+    """
+
+    def __init__(self, size: int, *, sums: bool) -> None:
+        self._size = size
+        self._exponent = _SMALLEST_EXPONENT
+        self._low = 0.0
+        self._high = 0.0
+        # Twice the bins that can be in use, with bin 0 in the middle: nothing moves when a negative value comes late,
+        # and memory that is never touched costs nothing.
+        self._counts = np.zeros(2 * size + 1, np.int64)
+        self._sums = np.zeros(2 * size + 1, np.int64) if sums else None
+        self._packed = np.zeros(2 * size + 1, np.int64) if sums else None
+        self._unpacked = 0
+
+    def take(self, block: Float32Array, low: float, high: float) -> None:
+        """Count values, after coarsening the grid if they need it."""
+        self._widen(low, high)
+        scaled = block * np.float32(2.0**-self._exponent)
+        whole = scaled.astype(np.int32)
+        indices = whole.astype(np.int64)
+        indices += self._size
+        if self._packed is None:
+            np.add.at(self._counts, indices, 1)
+            return
+        if self._unpacked + block.size > _MOST_PACKED:
+            self._unpack()
+        np.subtract(scaled, whole.astype(np.float32), out=scaled)
+        np.multiply(scaled, np.float32(_ONE), out=scaled)
+        additions = scaled.astype(np.int32).astype(np.int64)
+        additions += 1 << _COUNT_SHIFT
+        np.add.at(self._packed, indices, additions)
+        self._unpacked += block.size
+
+    def merge(self, other: Grid) -> None:
+        """Add the other grid, the finer of the two coarsened to the other."""
+        self._widen(other._low, other._high)
+        self._unpack()
+        same = other._copy()
+        same._widen(self._low, self._high)
+        self._counts += same._counts
+        if self._sums is not None and same._sums is not None:
+            self._sums += same._sums
+
+    def histogram(self) -> Histogram:
+        """Return the bins from that of the smallest value to that of the largest, bin 0 always among them."""
+        self._unpack()
+        width = 2.0**self._exponent
+        first, last = int(self._low / width), int(self._high / width)
+        used = slice(self._size + first, self._size + last + 1)
+        counts = self._counts[used].copy()
+        sums = np.zeros_like(counts) if self._sums is None else self._sums[used].copy()
+        sums[-first] = 0
+        return Histogram(width, first, counts, sums, self._low, self._high)
+
+    def arrays(self) -> State:
+        """Return the bins in use."""
+        histogram = self.histogram()
+        return {
+            "size": np.array(self._size),
+            "exponent": np.array(self._exponent),
+            "first": np.array(histogram.first),
+            "counts": histogram.counts,
+            "low": np.array(self._low),
+            "high": np.array(self._high),
+            **({} if self._sums is None else {"sums": histogram.sums}),
+        }
+
+    @classmethod
+    def restore(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Grid:
+        """Return the grid that `arrays` was asked of."""
+        grid = cls(int(arrays["size"]), sums="sums" in arrays)
+        grid._exponent = int(arrays["exponent"])
+        grid._low, grid._high = float(arrays["low"]), float(arrays["high"])
+        start = grid._size + int(arrays["first"])
+        grid._counts[start : start + arrays["counts"].size] = arrays["counts"]
+        if grid._sums is not None:
+            grid._sums[start : start + arrays["sums"].size] = arrays["sums"]
+        return grid
+
+    def fresh(self) -> Grid:
+        """Return an empty grid of the same size."""
+        return Grid(self._size, sums=self._sums is not None)
+
+    def _copy(self) -> Grid:
+        return self.restore(self.arrays())
+
+    def _widen(self, low: float, high: float) -> None:
+        """Coarsen the grid until both values have a bin."""
+        low, high = min(self._low, low), max(self._high, high)
+        exponent = self._exponent
+        while int(high / 2.0**exponent) - int(low / 2.0**exponent) >= self._size:
+            exponent += 1
+        if exponent != self._exponent:
+            self._unpack()
+            if self._counts.any():
+                # After so many steps every value is in bin 0.
+                for _ in range(min(exponent - self._exponent, self._size.bit_length())):
+                    self._coarsen()
+                    self._exponent += 1
+            self._exponent = exponent
+        self._low, self._high = low, high
+
+    def _coarsen(self) -> None:
+        """Merge neighbouring bins in pairs, away from bin 0 on both sides."""
+        middle, width = self._size, 2.0**self._exponent
+        for side, reach in ((1, int(self._high / width)), (-1, int(-self._low / width))):
+            half = reach // 2 + 1
+            counts = self._counts[middle + side :: side][: 2 * half]
+            # Bin 1 falls into bin 0; 2 and 3 become 1, 4 and 5 become 2, and so on.
+            even, odd = counts[1::2], np.append(counts[2::2], 0)
+            if self._sums is not None:
+                sums = self._sums[middle + side :: side][: 2 * half]
+                # A value of an odd bin is one whole old bin further inside the new one, which is twice as wide.
+                merged = (sums[1::2] + np.append(sums[2::2], 0) + side * _ONE * odd) // 2
+                sums[:half] = merged
+                sums[half:] = 0
+            self._counts[middle] += counts[0]
+            pairs = even + odd
+            counts[:half] = pairs
+            counts[half:] = 0
+        if self._sums is not None:
+            self._sums[middle] = 0
+
+    def _unpack(self) -> None:
+        """Move what the packed cells hold to the counts and the sums."""
+        if self._packed is None or self._sums is None or not self._unpacked:
+            return
+        width = 2.0**self._exponent
+        used = slice(self._size + int(self._low / width), self._size + int(self._high / width) + 1)
+        packed = self._packed[used]
+        counts = (packed + (1 << (_COUNT_SHIFT - 1))) >> _COUNT_SHIFT
+        self._counts[used] += counts
+        self._sums[used] += packed - (counts << _COUNT_SHIFT)
+        packed[:] = 0
+        self._sums[self._size] = 0
+        self._unpacked = 0

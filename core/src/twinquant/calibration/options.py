@@ -1,0 +1,63 @@
+"""What an observer is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from twinquant.errors import ArgumentError
+
+__all__ = ["Algorithm", "ObserverOptions"]
+
+Algorithm = Literal["ifmr", "hfmg", "minmax", "percentile", "entropy", "mse"]
+
+_BIN_COUNTS = (1024, 2048, 4096, 8192)
+_BITS = (4, 8, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class ObserverOptions:
+    """How the factors of one activation are found. The defaults are those of the reference's configuration.
+
+    Attributes:
+        algorithm: which observer.
+        num_bits: 4, 8 or 16.
+        asymmetric: False keeps the offset at 0.
+        max_percentile: ifmr: the share of all values that lies at or below the upper limit, in (0.5, 1].
+        min_percentile: ifmr: the share of all values that lies at or above the lower limit, in (0.5, 1].
+        search_range: ifmr: the first and the last factor that the upper limit is multiplied by.
+        search_step: ifmr: the distance between two such factors, at most the length of the range.
+        num_of_bins: hfmg: bins of its histogram, one of 1024, 2048, 4096, 8192.
+        percentile: percentile: the share of all values (symmetric: of their magnitudes) inside the range, in (0.5, 1].
+
+    Raises:
+        ArgumentError: a value is outside what is said here.
+    """
+
+    algorithm: Algorithm = "ifmr"
+    num_bits: int = 8
+    asymmetric: bool = True
+    max_percentile: float = 0.999999
+    min_percentile: float = 0.999999
+    search_range: tuple[float, float] = (0.7, 1.3)
+    search_step: float = 0.01
+    num_of_bins: int = 4096
+    percentile: float = 0.99999
+
+    def __post_init__(self) -> None:
+        """Refuse values that no observer can work with."""
+        if self.num_bits not in _BITS:
+            raise ArgumentError(f"num_bits: got {self.num_bits!r}, expected one of {_BITS}")
+        for name in ("max_percentile", "min_percentile", "percentile"):
+            if not 0.5 < getattr(self, name) <= 1.0:
+                raise ArgumentError(f"{name}: got {getattr(self, name)!r}, expected a share above 0.5 and at most 1")
+        first, last = self.search_range
+        if not 0.0 < first < last:
+            raise ArgumentError(f"search_range: got {self.search_range!r}, expected two rising positive factors")
+        if not 0.0 < self.search_step <= last - first:
+            raise ArgumentError(
+                f"search_step: got {self.search_step!r}, expected a positive step of at most {last - first:g}, the "
+                f"length of search_range {self.search_range!r}"
+            )
+        if self.num_of_bins not in _BIN_COUNTS:
+            raise ArgumentError(f"num_of_bins: got {self.num_of_bins!r}, expected one of {_BIN_COUNTS}")

@@ -1,0 +1,129 @@
+"""One part of a pass, as another process does it: everything it needs goes in, and what it accumulated comes out.
+
+A `Shard` can be pickled, and `observe_shard` is a plain function: any engine that runs functions elsewhere can run it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+from twinquant.calibration.batches import observe_batch, taps_of
+from twinquant.calibration.observer import State
+from twinquant.calibration.station import Station
+from twinquant.calibration.watches import Watch
+from twinquant.data import DataSource
+from twinquant.errors import CalibrationError
+from twinquant.registry import select_framework
+
+__all__ = ["Shard", "ShardResult", "Workers", "observe_shard", "open_workers"]
+
+_SHARDS_OF_AN_ENGINE = 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shard:
+    """Some batches of one pass.
+
+    Attributes:
+        framework: the framework's name.
+        model: the float model's file.
+        fuse: what is normalized is folded into the layers first.
+        skip_fusion: the layers into which nothing is folded.
+        watches: what is watched.
+        states: what the stations of the watches start from: forks.
+        source: the data.
+        numbers: which batches.
+        batch_num: how many batches there are in all.
+        threads: threads of the framework's runtime; None: its own choice.
+    """
+
+    framework: str
+    model: str
+    fuse: bool
+    skip_fusion: tuple[str, ...]
+    watches: tuple[Watch, ...]
+    states: tuple[State, ...]
+    source: DataSource
+    numbers: tuple[int, ...]
+    batch_num: int
+    threads: int | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShardResult:
+    """What became of a shard.
+
+    Attributes:
+        states: what the stations hold now.
+        digests: the fingerprints of the batches, by number.
+    """
+
+    states: tuple[State, ...]
+    digests: dict[int, str]
+
+
+def observe_shard(shard: Shard) -> ShardResult:
+    """Load the model, go through the shard's batches and return what was accumulated."""
+    framework = select_framework(shard.model, shard.framework)
+    graph = framework.load(shard.model)
+    if shard.fuse:
+        graph, _ = framework.fuse(graph, shard.skip_fusion)
+    stations = [Station.restored(watch, state) for watch, state in zip(shard.watches, shard.states, strict=True)]
+    run = framework.activations(graph, taps_of(stations), threads=shard.threads)
+    digests = {number: observe_batch(run, shard.source, number, shard.batch_num, stations) for number in shard.numbers}
+    return ShardResult(tuple(station.state() for station in stations), digests)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Workers:
+    """Where shards run.
+
+    Attributes:
+        executor: runs them.
+        count: into how many shards a pass is cut.
+        threads: threads of the framework's runtime in each; None: its own choice.
+    """
+
+    executor: Executor
+    count: int
+    threads: int | None
+
+    def observe(self, shards: list[Shard]) -> Iterator[ShardResult]:
+        """Run shards and yield their results as they come.
+
+        Raises:
+            CalibrationError: a worker process ended on its own.
+        """
+        futures = [self.executor.submit(observe_shard, shard) for shard in shards]
+        try:
+            # Futures of other engines are none of the standard library's, which `as_completed` needs.
+            for future in as_completed(futures) if isinstance(self.executor, ProcessPoolExecutor) else futures:
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise CalibrationError(
+                "a worker process ended before its time: it was killed (is there enough memory?), or the script that "
+                "calibrates starts anew in every worker: put the call under if __name__ == '__main__'"
+            ) from error
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+@contextmanager
+def open_workers(workers: int | Executor) -> Iterator[Workers | None]:
+    """Give what shards run on: None for one process, new processes for a number, an executor as it is."""
+    if not isinstance(workers, int):
+        yield Workers(workers, _SHARDS_OF_AN_ENGINE, None)
+        return
+    if workers == 1:
+        yield None
+        return
+    # A forked process would share the threads' locks of its parent, but not the threads.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield Workers(pool, workers, max(1, (os.cpu_count() or 1) // workers))

@@ -1,0 +1,126 @@
+"""Everything that is accumulated about one watch, pass after pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twinquant.calibration.balance import ChannelMaxObserver, balance_factors
+from twinquant.calibration.factory import make_observer, restore_observer
+from twinquant.calibration.observer import ActivationFactors, State
+from twinquant.calibration.watches import Watch
+
+__all__ = ["Station"]
+
+Float32Array = npt.NDArray[np.float32]
+
+_OBSERVER = "observer."
+
+
+class Station:
+    """One watch's observers: the one of balance factors, where the watch asks for them, then the one of the range.
+
+    Attributes:
+        watch: what is watched.
+        balance: float32 `(C,)`: the balance factors, once they are known; None where there are none.
+        finished: no further pass is needed.
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.balance: Float32Array | None = None
+        self.finished = False
+        self._channels = None if watch.migration_strength is None else ChannelMaxObserver(watch.channel_axis)
+        self._observer = make_observer(watch.options)
+
+    @property
+    def passes(self) -> int:
+        """How many passes are over."""
+        return self._observer.passes + (self.balance is not None)
+
+    @property
+    def most_passes(self) -> int:
+        """How many passes there may be in all."""
+        return len(self._observer.stages) + (self.watch.migration_strength is not None)
+
+    def observe(self, values: npt.NDArray[Any]) -> None:
+        """Take values of one batch.
+
+        Raises:
+            CalibrationError: they hold NaN or infinity.
+        """
+        if self._channels is not None:
+            self._channels.observe(values)
+        elif self.balance is None:
+            self._observer.observe(values)
+        else:
+            shape = [1] * values.ndim
+            shape[self.watch.channel_axis] = -1
+            # The twins multiply by the reciprocal, too.
+            with np.errstate(over="ignore"):
+                reciprocal = (np.float32(1) / self.balance).reshape(shape)
+                self._observer.observe(values.astype(np.float32, copy=False) * reciprocal)
+
+    def merge(self, other: Station) -> None:
+        """Add what another station of the same watch took in the same pass."""
+        if self._channels is not None and other._channels is not None:
+            self._channels.merge(other._channels)
+        else:
+            self._observer.merge(other._observer)
+
+    def end_pass(self, weight_maxima: Callable[[str], Float32Array]) -> None:
+        """End a pass; `finished` tells whether it was the last.
+
+        Args:
+            weight_maxima: gives the largest magnitude of a layer's weight for each input channel.
+
+        Raises:
+            CalibrationError: nothing was observed, or it gives no factors.
+        """
+        if self._channels is not None and self.watch.migration_strength is not None:
+            maxima = self._channels.maxima()
+            (layer,) = self.watch.layers
+            self.balance = balance_factors(maxima, weight_maxima(layer), self.watch.migration_strength)
+            self._channels = None
+        else:
+            self.finished = not self._observer.end_pass()
+
+    def factors(self) -> ActivationFactors:
+        """Return the result of a finished station."""
+        return self._observer.factors()
+
+    def fork(self) -> Station:
+        """Return a station in the same pass that has taken nothing in it, to observe a part of the data."""
+        twin = Station(self.watch)
+        twin.balance, twin.finished = self.balance, self.finished
+        if self._channels is None:
+            twin._channels = None
+        twin._observer = self._observer.fork()
+        return twin
+
+    def state(self) -> State:
+        """Return everything this station holds, to be stored with `numpy.savez`."""
+        state = {f"{_OBSERVER}{name}": array for name, array in self._observer.state().items()}
+        state["finished"] = np.array(self.finished)
+        if self.balance is not None:
+            state["balance"] = self.balance
+        if self._channels is not None:
+            state["maxima"] = self._channels.state()["maxima"]
+        return state
+
+    @classmethod
+    def restored(cls, watch: Watch, state: Mapping[str, npt.NDArray[Any]]) -> Station:
+        """Return the station that `state` was asked of."""
+        station = cls(watch)
+        station.finished = bool(state["finished"])
+        station.balance = state.get("balance")
+        if station._channels is not None and "maxima" in state:
+            station._channels.restore({"maxima": state["maxima"]})
+        else:
+            station._channels = None
+        observed = {name.removeprefix(_OBSERVER): array for name, array in state.items() if name.startswith(_OBSERVER)}
+        station._observer = restore_observer(watch.options, observed)
+        return station

@@ -1,0 +1,225 @@
+"""Making the configuration of a model from its layers and from what files and calls say."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from twinquant.config.definition_file import read_definition
+from twinquant.config.json_file import read_json
+from twinquant.config.overrides import read_overrides
+from twinquant.config.parameters import ACTIVATION, GENERAL, WEIGHT
+from twinquant.config.quant_config import LayerConfig, QuantConfig
+from twinquant.config.resolve import resolve_layer
+from twinquant.config.rules import TYPE_NAMES, can_be_fused, is_of_type
+from twinquant.config.settings import Definition, LayerSettings, Setting, suggestion
+from twinquant.errors import ConfigError
+from twinquant.plan import LayerInfo
+
+__all__ = ["create_config", "read_config"]
+
+_logger = logging.getLogger(__name__)
+
+
+def create_config(
+    layers: Sequence[LayerInfo],
+    *,
+    skip_layers: Collection[str] | None = None,
+    batch_num: int = 1,
+    activation_offset: bool = True,
+    definition: str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> QuantConfig:
+    """Make the configuration of a model.
+
+    The most specific setting counts: the overrides, then the definition, then the other arguments; within the
+    definition a layer's block, then its type's, then the common one. A setting that does not fit a layer is an error
+    where it names the layer, and gives way where it is for the whole model.
+
+    Args:
+        layers: every node of the model, in graph order; those that can be quantized get a configuration.
+        skip_layers: layers that are not quantized, besides those that the definition and the overrides skip.
+        batch_num: how many batches calibration sees.
+        activation_offset: whether activations are asymmetric.
+        definition: a simplified configuration, a .cfg file.
+        overrides: settings by name, such as `{"activation_algorithm": "hfmg", "asymmetric": False, "batch_num": 8,
+            "layers": {"conv1": {"quant_enable": False}}}`; see `read_overrides` for the names.
+
+    Raises:
+        ConfigError: a setting or a layer is unknown, a value is not allowed, two settings contradict each other, or no
+            layer is left to quantize.
+    """
+    arguments = {
+        "batch_num": batch_num,
+        "activation_offset": activation_offset,
+        # A text is no list of names, although it could be made one; it is left for the check to refuse.
+        "skip_layers": skip_layers if isinstance(skip_layers, str) else list(skip_layers or ()),
+    }
+    return _build(
+        layers,
+        below=read_overrides(arguments, "the arguments"),
+        definition=read_definition(Path(definition)) if definition is not None else Definition(),
+        above=read_overrides(overrides or {}),
+    )
+
+
+def read_config(path: str | os.PathLike[str], layers: Sequence[LayerInfo]) -> QuantConfig:
+    """Read a configuration in JSON, as `write_config` or the vendor's tool writes it.
+
+    Layers that the file does not name are not quantized; settings that it leaves out have their defaults.
+
+    Args:
+        path: the file.
+        layers: every node of the model, in graph order.
+
+    Raises:
+        ConfigError: the file is missing or no JSON, a setting or a layer is unknown, a value is not allowed or does not
+            fit its layer, two settings contradict each other, or no layer is left to quantize.
+    """
+    definition = read_json(Path(path), [layer.name for layer in layers])
+    return _build(layers, below=Definition(), definition=definition, above=Definition(), unnamed_enabled=False)
+
+
+def _build(
+    layers: Sequence[LayerInfo],
+    *,
+    below: Definition,
+    definition: Definition,
+    above: Definition,
+    unnamed_enabled: bool = True,
+) -> QuantConfig:
+    model = _Model(layers)
+    general = {**below.general, **definition.general, **above.general}
+    if "skip_fusion_layers" in general:
+        model.check_fusible(general["skip_fusion_layers"])
+    sources = (below, definition, above)
+    skipped = model.skipped(
+        [setting for source in sources for setting in source.skip_layers],
+        [setting for source in sources for setting in source.skip_layer_types],
+    )
+    named = [model.by_name(source) for source in (definition, above)]
+    for type_name in (block.name for block in definition.types):
+        model.check_type(type_name)
+    config = QuantConfig(**{name: setting.value for name, setting in general.items()})
+    for layer in model.quantizable.values():
+        settings = named[0].get(layer.name) or _of_type(layer, definition) or definition.common
+        settings = _merge(_merge(settings, above.common), named[1].get(layer.name))
+        enabled = unnamed_enabled and layer.name not in skipped
+        if settings.quant_enable is not None:
+            enabled = bool(settings.quant_enable.value)
+        config.layers[layer.name] = resolve_layer(
+            layer, settings, quant_enable=enabled, activation_offset=config.activation_offset
+        )
+    _check_something_is_left(config.layers)
+    return config
+
+
+class _Model:
+    """The layers of a model, looked up by settings that name them.
+
+    Attributes:
+        quantizable: the layers that can be quantized by name, in graph order.
+    """
+
+    def __init__(self, layers: Sequence[LayerInfo]) -> None:
+        self._layers = {layer.name: layer for layer in layers}
+        counts = Counter(layer.name for layer in layers)
+        self._ambiguous = {name for name, count in counts.items() if count > 1}
+        self.quantizable = {
+            layer.name: layer
+            for layer in layers
+            if layer.kind is not None and layer.refusal is None and layer.name not in self._ambiguous
+        }
+        for name in GENERAL.keys() & self.quantizable.keys():
+            del self.quantizable[name]
+            _logger.warning("the layer %r is not quantized: a configuration has a setting of this name", name)
+        for name in sorted(self._ambiguous):
+            _logger.warning("the layers %r are not quantized: several nodes have this name", name)
+
+    def layer(self, name: Setting) -> LayerInfo:
+        """Return the layer that a setting names, whether it can be quantized or not."""
+        if name.value not in self._layers:
+            raise name.error(f"the model has no layer {name.value!r}; {suggestion(name.value, list(self._layers))}")
+        return self._layers[name.value]
+
+    def check_quantizable(self, name: Setting) -> None:
+        """Refuse a setting that names a layer which cannot be quantized."""
+        layer = self.layer(name)
+        if layer.name in self.quantizable:
+            return
+        if layer.name in self._ambiguous:
+            raise name.error(f"several nodes have the name {layer.name!r}; give them different names")
+        reason = layer.refusal or f"operators of type {layer.op_type} are not quantized"
+        raise name.error(f"the {layer.op_type} layer {layer.name!r} cannot be quantized: {reason}")
+
+    def check_type(self, name: Setting) -> None:
+        """Refuse a setting that names an unknown type of layers."""
+        known = [*TYPE_NAMES, *{layer.op_type for layer in self.quantizable.values()} - set(TYPE_NAMES)]
+        if name.value not in known:
+            raise name.error(f"{name.value!r} is no type of layers that are quantized; {suggestion(name.value, known)}")
+
+    def check_fusible(self, names: Setting) -> None:
+        """Refuse a list with a layer into which nothing is ever folded."""
+        for name in names.value:
+            layer = self.layer(Setting(name, names.origin))
+            if not can_be_fused(layer):
+                raise names.error(f"nothing is folded into {name!r}, which is a {layer.op_type}; remove it")
+
+    def skipped(self, names: Collection[Setting], types: Collection[Setting]) -> set[str]:
+        """Return the names of the layers that are skipped, by name or by type."""
+        for name in names:
+            self.check_quantizable(name)
+        for type_name in types:
+            self.check_type(type_name)
+        by_type = {
+            layer.name
+            for layer in self.quantizable.values()
+            if any(is_of_type(layer, type_name.value) for type_name in types)
+        }
+        return by_type | {name.value for name in names}
+
+    def by_name(self, definition: Definition) -> dict[str, LayerSettings]:
+        """Return the settings of single layers by name."""
+        for block in definition.layers:
+            switched_off = block.settings.quant_enable is not None and not block.settings.quant_enable.value
+            if switched_off:
+                self.layer(block.name)
+            else:
+                self.check_quantizable(block.name)
+        return {block.name.value: block.settings for block in definition.layers}
+
+
+def _of_type(layer: LayerInfo, definition: Definition) -> LayerSettings | None:
+    meant = [block for block in definition.types if is_of_type(layer, block.name.value)]
+    if len(meant) > 1:
+        first, second = meant[0].name, meant[1].name
+        raise second.error(
+            f"{first.value!r} ({first.origin.path}) and {second.value!r} both mean the {layer.op_type} layer "
+            f"{layer.name!r}; remove one of the two"
+        )
+    return meant[0].settings if meant else None
+
+
+def _merge(below: LayerSettings, above: LayerSettings | None) -> LayerSettings:
+    if above is None:
+        return below
+    return LayerSettings(
+        ACTIVATION.merge(below.activation, above.activation),
+        WEIGHT.merge(below.weight, above.weight),
+        above.quant_enable or below.quant_enable,
+        above.dmq_balancer_param or below.dmq_balancer_param,
+    )
+
+
+def _check_something_is_left(layers: Mapping[str, LayerConfig]) -> None:
+    if any(layer.quant_enable for layer in layers.values()):
+        return
+    if not layers:
+        raise ConfigError("the model has no layer that can be quantized", path="$")
+    raise ConfigError(
+        f"no layer is left to quantize: all of {', '.join(layers)} are switched off or skipped; enable one", path="$"
+    )

@@ -1,0 +1,7 @@
+"""WHERE CALIBRATION DATA COMES FROM: folders, files, arrays and iterables, all as batches by number."""
+
+from twinquant.data.open import open_data
+from twinquant.data.options import DataOptions
+from twinquant.data.source import DataSource, Feeds
+
+__all__ = ["DataOptions", "DataSource", "Feeds", "open_data"]

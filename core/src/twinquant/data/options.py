@@ -1,0 +1,47 @@
+"""How calibration data is cut and prepared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twinquant.errors import ArgumentError
+
+__all__ = ["DataOptions"]
+
+_LAYOUTS = ("NCHW", "NHWC")
+
+
+@dataclass(frozen=True, slots=True)
+class DataOptions:
+    """How data is cut into batches, and how a picture becomes an input: `(pixel - mean) / std` for every channel.
+
+    Attributes:
+        batch_size: samples in a batch, where neither the model nor the data fixes it; None: 1 for files, and for arrays
+            as many as give the wanted number of batches.
+        mean: one value, or one per channel (red, green, blue), in the pixels' range 0 to 255.
+        std: the same, > 0.
+        layout: "NCHW" or "NHWC"; None: as the shape of the model's input suggests.
+        size: (height, width) that pictures are resized to; None: what the model fixes, else each picture's own.
+        skip_broken: leave out pictures that cannot be decoded, instead of stopping.
+
+    Raises:
+        ArgumentError: a value is outside what is said here.
+    """
+
+    batch_size: int | None = None
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    layout: str | None = None
+    size: tuple[int, int] | None = None
+    skip_broken: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no batch."""
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ArgumentError(f"batch_size: must be above 0, got {self.batch_size}")
+        if not self.std or any(not value > 0 for value in self.std):
+            raise ArgumentError(f"std: must be numbers above 0, got {self.std}")
+        if self.layout not in (None, *_LAYOUTS):
+            raise ArgumentError(f"layout: must be one of {', '.join(_LAYOUTS)}, got {self.layout!r}")
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
+            raise ArgumentError(f"size: must be (height, width), both above 0, got {self.size}")

@@ -1,0 +1,74 @@
+"""How far the calibration of a modified model is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from twinquant.errors import ArgumentError, RecordFileError
+from twinquant.records import RecordSet, parse_record_file
+from twinquant_onnx.graph import OnnxGraph
+from twinquant_onnx.load import read_skeleton
+from twinquant_onnx.modified.job import CalibrationJob, Purpose
+from twinquant_onnx.modified.observation import read_job
+from twinquant_onnx.modified.spool import BatchSpool
+
+__all__ = ["check_finished", "is_finished", "read_records"]
+
+
+def read_records(path: Path) -> RecordSet:
+    """Read a record file; one that is missing or empty holds no records.
+
+    Raises:
+        RecordError: the file is no record file.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        return RecordSet({})
+    return parse_record_file(path)
+
+
+def is_finished(job: CalibrationJob) -> bool:
+    """Tell whether the record holds what the job measures.
+
+    Raises:
+        RecordError: the file is no record file.
+    """
+    records = read_records(Path(job.record))
+    if job.purpose is Purpose.BALANCE:
+        return any(record.tensor_balance_factor.size for record in records)
+    return any(record.scale_d is not None for record in records)
+
+
+def check_finished(model: Any, record: Any) -> None:
+    """Refuse to save a modified model whose batches have not all been seen. Anything else passes.
+
+    Args:
+        model: the model that is to be saved: a path, or an object, which is never a modified model.
+        record: the record that it is to be saved with.
+
+    Raises:
+        ArgumentError: the model is for balance factors only.
+        ModelFileError: the file is missing or no ONNX model.
+        RecordFileError: the calibration has not finished; the message says how many batches it has seen, or why it
+            failed.
+    """
+    if not isinstance(model, (str, os.PathLike)) or not isinstance(record, (str, os.PathLike)):
+        return
+    job = read_job(OnnxGraph(*read_skeleton(Path(model))))
+    if job is None:
+        return
+    if job.purpose is Purpose.BALANCE:
+        raise ArgumentError(
+            f"{os.fspath(model)!r} was made by quantize_preprocess and measures balance factors only; call "
+            "quantize_model with the same configuration and record file, and save the model that it writes"
+        )
+    if any(entry.scale_d is not None for entry in read_records(Path(record))):
+        return
+    spool = BatchSpool(job.folder, job.inputs)
+    failure = spool.failure()
+    why = f": {failure}" if failure else f", {spool.count} of {job.batch_num} batches seen"
+    raise RecordFileError(
+        f"record file {os.fspath(record)!r}: calibration has not finished{why}; run {os.fspath(model)!r} in a "
+        f"session with AMCT_SO on {job.batch_num} batches, then save"
+    )

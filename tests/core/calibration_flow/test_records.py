@@ -1,0 +1,211 @@
+"""What ends up in the record."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+import twinquant
+from twinquant.errors import CapabilityError, ConfigError, DataError
+from twinquant.records import parse_record_file
+
+WEIGHT = np.array([[1.0, -2.0], [0.5, 0.25], [-0.125, 4.0]], np.float32)
+"""The weight of both layers, (in, out); that of layer 'a' is doubled by fusion."""
+
+MINMAX = {"activation_algorithm": "minmax"}
+
+
+def calibrate(model, data, config=MINMAX, **options):
+    return twinquant.calibrate(model, data, model.with_name("record.txt"), config=config, **options).records
+
+
+def test_a_minmax_record_holds_the_formulas_of_the_range(toy, model, batches):
+    record = calibrate(model, batches, batch_num=4)["b"]
+    low, high = min(b.min() for b in batches), max(b.max() for b in batches)
+    scale = (float(high) - float(low)) / 255
+    assert record.scale_d == pytest.approx(scale, rel=1e-6)
+    assert record.offset_d == round(-float(low) / scale) - 128
+    np.testing.assert_allclose(record.scale_w, [4.0 / 127], rtol=1e-6)
+    assert record.offset_w.tolist() == [0]
+    assert (record.act_type, record.wts_type) == ("INT8", "INT8")
+
+
+def test_the_file_holds_what_is_returned(toy, model, batches):
+    records = calibrate(model, batches, batch_num=4)
+    read = parse_record_file(model.with_name("record.txt")).records
+    assert list(read) == list(records) == ["a", "b"]
+    assert read["a"].scale_d == pytest.approx(records["a"].scale_d, rel=1e-7)
+
+
+def test_weights_are_measured_after_fusion(toy, model, batches):
+    record = calibrate(model, batches, batch_num=4)["a"]
+    np.testing.assert_allclose(record.scale_w, [8.0 / 127], rtol=1e-6)
+
+
+@pytest.mark.parametrize("config", [{"do_fusion": False}], ids=["switched off"])
+def test_without_fusion_weights_are_those_of_the_model(toy, model, batches, config):
+    record = calibrate(model, batches, {**MINMAX, **config}, batch_num=4)["a"]
+    np.testing.assert_allclose(record.scale_w, [4.0 / 127], rtol=1e-6)
+
+
+def test_layers_that_are_skipped_have_no_record(toy, model, batches):
+    assert list(calibrate(model, batches, {**MINMAX, "skip_layers": ["a"]}, batch_num=4)) == ["b"]
+
+
+def test_layers_that_read_one_tensor_are_watched_once(toy, model, batches):
+    records = calibrate(model, batches, batch_num=4)
+    assert toy.runs == [("a",)]
+    assert records["a"].scale_d == records["b"].scale_d
+
+
+def test_layers_that_read_one_tensor_with_other_settings_are_watched_apart(toy, model, batches):
+    config = {**MINMAX, "layers": {"b": {"asymmetric": False}}}
+    records = calibrate(model, batches, config, batch_num=4)
+    assert toy.runs == [("a", "b")]
+    assert records["b"].offset_d == 0
+    largest = max(float(np.abs(batch).max()) for batch in batches)
+    assert records["b"].scale_d == pytest.approx(largest / 127, rel=0.01)
+
+
+def test_the_precision_mode_is_in_every_record(toy, model, batches):
+    records = calibrate(model, batches, {**MINMAX, "fakequant_precision_mode": "FORCE_FP16_QUANT"}, batch_num=4)
+    assert {record.fakequant_precision_mode for record in records.values()} == {"FORCE_FP16_QUANT"}
+
+
+def test_bits_are_written_as_types(toy, model, batches):
+    config = {**MINMAX, "layers": {"b": {"activation_bits": 16}}}
+    record = calibrate(model, batches, config, batch_num=4)["b"]
+    low, high = min(b.min() for b in batches), max(b.max() for b in batches)
+    assert record.act_type == "INT16"
+    assert record.scale_d == pytest.approx((float(high) - float(low)) / 65535, rel=1e-6)
+
+
+def test_balance_factors_move_uneven_channels_into_the_weights(toy, model, batches):
+    uneven = [batch * np.float32([1, 100, 0.01]) for batch in batches]
+    config = {**MINMAX, "dmq_migration_strength": 0.5, "do_fusion": False}
+    record = calibrate(model, uneven, config, batch_num=4)["b"]
+    largest = np.max([np.abs(batch).max(axis=0) for batch in uneven], axis=0).astype(np.float64)
+    factors = np.sqrt(largest / np.abs(WEIGHT).max(axis=1))
+    np.testing.assert_allclose(record.tensor_balance_factor, factors, rtol=1e-6)
+    divided = np.concatenate(uneven) / factors
+    assert record.scale_d == pytest.approx((divided.max() - divided.min()) / 255, rel=1e-5)
+    balanced = WEIGHT * factors[:, None]
+    assert record.scale_w[0] == pytest.approx(np.abs(balanced).max() / 127, rel=0.01)
+
+
+def test_the_model_that_the_record_is_for_can_be_written(toy, model, batches, tmp_path):
+    config = {**MINMAX, "layers": {"b": {"dmq_migration_strength": 0.5}}}
+    records = calibrate(model, batches, config, batch_num=4, prepared_model=tmp_path / "out" / "prepared.toy")
+    prepared = json.loads((tmp_path / "out" / "prepared.toy").read_text())
+    np.testing.assert_allclose(prepared["a"], WEIGHT * 2)
+    np.testing.assert_allclose(prepared["b"], WEIGHT * records["b"].tensor_balance_factor[:, None], rtol=1e-6)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["prepared.toy"]
+
+
+def test_a_record_for_a_changed_model_is_a_warning_that_says_what_to_do(toy, model, batches, caplog):
+    with caplog.at_level(logging.WARNING):
+        calibrate(model, batches, batch_num=4)
+    assert "1 layers differ" in caplog.text
+    assert "prepared_model" in caplog.text
+
+
+@pytest.mark.parametrize("algorithm", ["minmax", "ifmr", "hfmg", "percentile", "entropy", "mse"])
+def test_batches_of_another_size_and_order_give_the_same_bytes(toy, model, batches, algorithm):
+    config = {"activation_algorithm": algorithm}
+    calibrate(model, batches, config, batch_num=4)
+    expected = model.with_name("record.txt").read_bytes()
+    samples = np.random.default_rng(0).permutation(np.concatenate(batches))
+    for data, batch_num in ((iter(np.split(samples, 8)), 8), ({"x": samples}, 1), (samples, 20)):
+        calibrate(model, data, config, batch_num=batch_num)
+        assert model.with_name("record.txt").read_bytes() == expected
+
+
+@pytest.mark.parametrize("value", [0.0, 3.5, -2.0], ids=["zero", "positive", "negative"])
+@pytest.mark.parametrize("algorithm", ["minmax", "ifmr", "hfmg", "percentile", "entropy", "mse"])
+def test_a_constant_activation_gives_a_record_that_represents_it(toy, model, algorithm, value):
+    data = [np.full((10, 3), value, np.float32)] * 2
+    record = calibrate(model, data, {"activation_algorithm": algorithm}, batch_num=2)["b"]
+    grid = (np.arange(-128, 128) - record.offset_d) * record.scale_d
+    assert np.abs(grid - value).min() <= record.scale_d
+    assert record.scale_d > 0
+
+
+# what is wrong with the data
+
+
+def test_a_nan_is_an_error_that_names_layers_and_batch(toy, model, batches):
+    batches[2][4, 1] = np.nan
+    with pytest.raises(twinquant.TwinQuantError, match="layers 'a', 'b', batch 3: the activation holds 1 NaN"):
+        calibrate(model, batches, batch_num=4)
+
+
+def test_an_infinity_is_an_error_that_names_layer_and_batch(toy, model, batches):
+    batches[0][0, 0] = -np.inf
+    with pytest.raises(twinquant.TwinQuantError, match="batch 1: the activation holds 0 NaN and 1 infinite"):
+        calibrate(model, batches, batch_num=4)
+
+
+@pytest.mark.parametrize("make", [list, iter], ids=["list", "generator"])
+def test_too_few_batches_are_an_error_that_says_how_many_there_were(toy, model, batches, make):
+    with pytest.raises(DataError, match=r"only 4 batches, but calibration wants 5 \(batch_num\); .* batch_num to 4"):
+        calibrate(model, make(batches), batch_num=5)
+
+
+def test_a_generator_without_any_batch_is_an_error(toy, model):
+    with pytest.raises(DataError, match="only 0 batches, but calibration wants 32"):
+        calibrate(model, iter([]))
+
+
+def test_a_loader_that_promises_too_little_is_not_even_started(toy, model, batches):
+    class Loader:
+        def __len__(self):
+            return 3
+
+        def __iter__(self):
+            yield from ()
+
+    with pytest.raises(DataError, match="only 3 batches, but calibration wants 4"):
+        calibrate(model, Loader(), batch_num=4)
+    assert toy.runs == []
+
+
+def test_an_error_leaves_the_old_record_as_it_was(toy, model, batches):
+    model.with_name("record.txt").write_text("the old record")
+    batches[3][0, 0] = np.nan
+    with pytest.raises(twinquant.TwinQuantError):
+        calibrate(model, batches, batch_num=4)
+    assert model.with_name("record.txt").read_text() == "the old record"
+
+
+def test_batches_beyond_those_wanted_are_not_asked_for(toy, model, batches):
+    def endless():
+        yield from batches
+        raise AssertionError("a fifth batch was asked for")
+
+    assert list(calibrate(model, endless(), {}, batch_num=4)) == ["a", "b"]
+
+
+def test_percentiles_that_differ_are_an_error(toy, model, batches):
+    config = {"activation_algorithm": "percentile", "max_percentile": 0.99, "min_percentile": 0.98}
+    with pytest.raises(ConfigError, match=r"layer 'a': max_percentile 0.99 and min_percentile 0.98 differ"):
+        calibrate(model, batches, config, batch_num=4)
+
+
+def test_training_the_rounding_is_an_error_that_names_the_layer(toy, model, batches):
+    with pytest.raises(ConfigError, match="layer 'a': ada_quantize trains the rounding of weights"):
+        calibrate(model, batches, {**MINMAX, "weight_algorithm": "ada_quantize"}, batch_num=4)
+
+
+@pytest.mark.parametrize("option", ["batch_num", "workers"])
+def test_numbers_below_one_are_an_error(toy, model, batches, option):
+    with pytest.raises(twinquant.TwinQuantError, match=f"{option}: must be above 0, got 0"):
+        calibrate(model, batches, **{option: 0})
+
+
+def test_a_plugin_that_cannot_calibrate_is_an_error(toy, model, batches):
+    toy.capabilities = frozenset()
+    with pytest.raises(CapabilityError, match="the toy plugin cannot calibrate"):
+        calibrate(model, batches)

@@ -1,0 +1,146 @@
+"""A calibration that was cut off goes on where it was."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+import twinquant
+from twinquant.errors import DataError
+
+ALGORITHMS = ["minmax", "ifmr", "hfmg"]
+
+
+class CutOff(Exception):
+    """Stands for whatever ends a run."""
+
+
+@pytest.fixture(autouse=True)
+def save_after_every_batch(monkeypatch):
+    monkeypatch.setattr("twinquant.calibration.resume.SAVE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def record(model):
+    return model.with_name("record.txt")
+
+
+@pytest.fixture
+def state(model):
+    return model.with_name("record.txt.unfinished")
+
+
+def cut_off(number_of_pass, batch):
+    """Make a progress function that ends the run when a batch of a pass is done."""
+
+    def progress(words, _):
+        if f"pass {number_of_pass}, batch {batch} of" in words:
+            raise CutOff
+
+    return progress
+
+
+def config(algorithm):
+    # Settings with which ifmr, too, needs a second pass: the limits lie deep inside.
+    deep = {"max_percentile": 0.6, "min_percentile": 0.6} if algorithm == "ifmr" else {}
+    return {"activation_algorithm": algorithm, **deep, "layers": {"b": {"dmq_migration_strength": 0.4}}}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(("number_of_pass", "batch"), [(1, 1), (1, 4), (2, 2)])
+@pytest.mark.parametrize("make", [list, iter], ids=["list", "generator"])
+def test_cut_off_and_resumed_equals_uninterrupted(
+    toy, model, batches, record, state, algorithm, number_of_pass, batch, make
+):
+    settings = {"config": config(algorithm), "batch_num": 4}
+    twinquant.calibrate(model, batches, record, **settings, resume=False)
+    expected = record.read_bytes()
+    record.write_text("the old record")
+    with pytest.raises(CutOff):
+        twinquant.calibrate(model, make(batches), record, **settings, progress=cut_off(number_of_pass, batch))
+    assert state.exists()
+    assert record.read_text() == "the old record"
+    twinquant.calibrate(model, make(batches), record, **settings)
+    assert record.read_bytes() == expected
+    assert not state.exists()
+
+
+def test_batches_that_were_seen_are_not_run_again(toy, model, batches, record):
+    observed = []
+    original = toy.activations
+
+    def activations(graph, taps, *, threads=None):
+        run = original(graph, taps)
+
+        def counted(feeds):
+            observed.append(feeds["x"][0, 0])
+            return run(feeds)
+
+        return counted
+
+    toy.activations = activations
+    settings = {"config": {"activation_algorithm": "minmax"}, "batch_num": 4}
+    with pytest.raises(CutOff):
+        twinquant.calibrate(model, batches, record, **settings, progress=cut_off(1, 3))
+    twinquant.calibrate(model, batches, record, **settings)
+    assert observed == [batch[0, 0] for batch in batches]
+
+
+@pytest.mark.parametrize("change", ["model", "config", "batch_num", "data outline"])
+def test_the_state_of_another_calibration_is_not_used(toy, model, batches, record, state, change, caplog):
+    with pytest.raises(CutOff):
+        twinquant.calibrate(model, batches, record, batch_num=3, progress=cut_off(1, 2))
+    settings = {"batch_num": 3}
+    if change == "model":
+        model.write_text("another net")
+    elif change == "config":
+        settings["config"] = {"asymmetric": False}
+    elif change == "batch_num":
+        settings["batch_num"] = 4
+    else:
+        batches = [*batches, batches[0]]
+    with caplog.at_level(logging.INFO):
+        twinquant.calibrate(model, batches, record, **settings)
+    assert "is of another calibration; starting from the beginning" in caplog.text
+    assert not state.exists()
+
+
+def test_other_data_than_before_is_an_error(toy, model, batches, record):
+    with pytest.raises(CutOff):
+        twinquant.calibrate(model, batches, record, batch_num=4, progress=cut_off(1, 2))
+    other = [batches[0], batches[1] + 1, *batches[2:]]
+    with pytest.raises(DataError, match=r"batch 2 is not what it was in an earlier pass.*resume=False"):
+        twinquant.calibrate(model, other, record, batch_num=4)
+    assert list(twinquant.calibrate(model, other, record, batch_num=4, resume=False).records) == ["a", "b"]
+
+
+def test_a_damaged_state_is_a_warning_and_a_new_start(toy, model, batches, record, state, caplog):
+    state.write_bytes(b"PK\x03\x04 nothing")
+    twinquant.calibrate(model, batches, record, batch_num=4)
+    assert "cannot be read" in caplog.text
+    assert not state.exists()
+
+
+def test_data_that_changes_between_passes_is_an_error(toy, model, batches, record):
+    def change(words, _):
+        if "pass 1, batch 4 of" in words:
+            batches[1][0, 0] += 1
+
+    settings = {"config": {"activation_algorithm": "hfmg"}, "batch_num": 4}
+    with pytest.raises(DataError, match="batch 2 is not what it was in an earlier pass"):
+        twinquant.calibrate(model, batches, record, **settings, progress=change)
+
+
+def test_without_resume_no_state_is_written(toy, model, batches, record, state):
+    with pytest.raises(CutOff):
+        twinquant.calibrate(model, batches, record, batch_num=4, resume=False, progress=cut_off(1, 2))
+    assert not state.exists()
+
+
+def test_quantize_keeps_its_state_beside_the_future_record(toy, model, batches, tmp_path):
+    with pytest.raises(CutOff):
+        twinquant.quantize(model, batches, tmp_path / "out" / "net", batch_num=4, progress=cut_off(1, 2))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["net_record.txt.unfinished"]
+    twinquant.quantize(model, batches, tmp_path / "out" / "net", batch_num=4)
+    assert not (tmp_path / "out" / "net_record.txt.unfinished").exists()

@@ -1,0 +1,154 @@
+"""Whole arrays, in memory and in files, cut into batches."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from twinquant.errors import ArgumentError, DataError
+from twinquant.registry import ModelInput
+
+SAMPLES = np.arange(30, dtype=np.float32).reshape(10, 3)
+
+
+@pytest.fixture(params=["array", "dict", "npy", "npz", "compressed npz", "fortran npy"])
+def ten_samples(request, tmp_path):
+    """Ten samples of three numbers, in every form that an array of samples may have."""
+    path = tmp_path / ("samples.npz" if "npz" in request.param else "samples.npy")
+    if request.param == "array":
+        return SAMPLES
+    if request.param == "dict":
+        return {"x": SAMPLES}
+    if request.param == "npy":
+        np.save(path, SAMPLES)
+    elif request.param == "fortran npy":
+        np.save(path, np.asfortranarray(SAMPLES))
+    else:
+        (np.savez if request.param == "npz" else np.savez_compressed)(path, x=SAMPLES)
+    return path
+
+
+def test_samples_are_cut_into_batches_of_the_given_size(opened, vector, ten_samples):
+    source = opened(ten_samples, vector, batch_size=4)
+    assert source.count == 2
+    np.testing.assert_array_equal(source.batch(0)["x"], SAMPLES[:4])
+    np.testing.assert_array_equal(source.batch(1)["x"], SAMPLES[4:8])
+    assert source.batch(2) is None
+
+
+def test_batches_can_be_read_in_any_order_and_again(opened, vector, ten_samples):
+    source = opened(ten_samples, vector, batch_size=2)
+    for number in (4, 0, 4, 2):
+        np.testing.assert_array_equal(source.batch(number)["x"], SAMPLES[2 * number : 2 * number + 2])
+
+
+@pytest.mark.parametrize(("batch_num", "size"), [(1, 10), (2, 5), (3, 3), (10, 1), (99, 1)])
+def test_without_a_size_there_are_as_many_batches_as_calibration_wants(opened, vector, batch_num, size):
+    assert opened(SAMPLES, vector, batch_num=batch_num).batch(0)["x"].shape == (size, 3)
+
+
+def test_the_length_that_the_model_fixes_wins(opened):
+    source = opened(SAMPLES, [ModelInput("x", "float32", (5, 3))], batch_num=10)
+    assert [source.batch(number)["x"].shape for number in range(source.count)] == [(5, 3), (5, 3)]
+
+
+def test_a_size_that_contradicts_the_model_is_an_error(opened):
+    with pytest.raises(DataError, match="the model takes batches of 5, batch_size is 2"):
+        opened(SAMPLES, [ModelInput("x", "float32", (5, 3))], batch_size=2)
+
+
+def test_fewer_samples_than_the_model_takes_at_once_are_an_error(opened):
+    with pytest.raises(DataError, match="input 'x': 10 samples, but the model takes 16 at once"):
+        opened(SAMPLES, [ModelInput("x", "float32", (16, 3))])
+
+
+def test_one_axis_more_than_the_input_counts_batches(opened, vector):
+    source = opened({"x": SAMPLES.reshape(5, 2, 3)}, vector, batch_num=2)
+    assert source.count == 5
+    np.testing.assert_array_equal(source.batch(3)["x"], SAMPLES[6:8])
+
+
+def test_a_state_with_its_batch_in_another_axis_is_one_batch_beside_its_input(opened):
+    inputs = [ModelInput("x", "float32", (2, 3)), ModelInput("h", "float32", (1, 2, 4))]
+    source = opened({"x": SAMPLES[:2], "h": np.zeros((1, 2, 4), np.float32)}, inputs, batch_num=1)
+    assert source.count == 1
+    assert {name: array.shape for name, array in source.batch(0).items()} == {"x": (2, 3), "h": (1, 2, 4)}
+
+
+def test_an_open_input_is_cut_into_as_many_batches_as_the_others_have(opened):
+    inputs = [ModelInput("x", "float32", (None, 3)), ModelInput("h", "float32", (1, None, 4))]
+    source = opened({"x": SAMPLES, "h": np.zeros((5, 2, 4), np.float32)}, inputs, batch_num=1)
+    assert source.count == 5
+    assert source.batch(4)["x"].shape == (2, 3)
+
+
+def test_a_scalar_is_part_of_every_batch(opened):
+    inputs = [ModelInput("x", "float32", (None, 3)), ModelInput("scale", "float32", ())]
+    source = opened({"x": SAMPLES, "scale": np.float32(2)}, inputs, batch_size=5)
+    assert [float(source.batch(number)["scale"]) for number in range(2)] == [2.0, 2.0]
+
+
+def test_different_numbers_of_batches_are_an_error_that_names_both(opened):
+    inputs = [ModelInput("x", "float32", (2, 3)), ModelInput("y", "float32", (1, 3))]
+    with pytest.raises(DataError, match=re.escape("'x' [10, 3] has 5, 'y' [10, 3] has 10")):
+        opened({"x": SAMPLES, "y": SAMPLES}, inputs)
+
+
+def test_a_wrong_name_in_an_archive_is_an_error_that_names_the_inputs(opened, vector, tmp_path):
+    np.savez(tmp_path / "data.npz", image=SAMPLES)
+    with pytest.raises(DataError, match="the model has no input 'image'; It has 'x'"):
+        opened(tmp_path / "data.npz", vector)
+
+
+def test_a_truncated_file_is_an_error_that_names_it(opened, vector, tmp_path):
+    np.save(tmp_path / "short.npy", SAMPLES)
+    whole = (tmp_path / "short.npy").read_bytes()
+    (tmp_path / "short.npy").write_bytes(whole[:-8])
+    source = opened(tmp_path / "short.npy", vector, batch_size=5)
+    with pytest.raises(DataError, match=r"short\.npy' cannot be read .*truncated"):
+        source.batch(1)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an array", b"PK\x03\x04 not an archive"])
+@pytest.mark.parametrize("name", ["bad.npy", "bad.npz"])
+def test_a_file_that_is_no_array_is_an_error_that_names_it(opened, vector, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{re.escape(name)}' cannot be read as an .np"):
+        opened(tmp_path / name, vector)
+
+
+def test_python_objects_are_refused(opened, vector, tmp_path):
+    np.save(tmp_path / "objects.npy", np.array([{}, []], object), allow_pickle=True)
+    with pytest.raises(DataError, match="holds Python objects"):
+        opened(tmp_path / "objects.npy", vector)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        ("nowhere", DataError, "there is no file or folder"),
+        (__file__, DataError, "is neither a folder nor an .npz or .npy file"),
+        ([], DataError, "the list is empty"),
+        (7, ArgumentError, "must be a folder, an .npz or .npy file, arrays by input name, or an iterable"),
+    ],
+    ids=["missing", "other", "empty", "number"],
+)
+def test_what_is_no_data_is_an_error(opened, vector, data, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        opened(data, vector)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size: must be above 0, got 0"),
+        ({"std": (1.0, 0.0, 1.0)}, "std: must be numbers above 0"),
+        ({"layout": "NCWH"}, "layout: must be one of NCHW, NHWC, got 'NCWH'"),
+        ({"size": (0, 4)}, "size: must be"),
+    ],
+)
+def test_impossible_options_are_an_error(opened, vector, options, message):
+    with pytest.raises(ArgumentError, match=message):
+        opened(SAMPLES, vector, **options)

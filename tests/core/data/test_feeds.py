@@ -1,0 +1,106 @@
+"""What counts as one batch, and what is said about one that does not fit."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from twinquant.data.feeds import make_feeds
+from twinquant.errors import DataError
+from twinquant.registry import ModelInput
+
+X = ModelInput("x", "float32", ("N", 3))
+IDS = ModelInput("ids", "int64", (2, None))
+
+
+class Tensor:
+    """As a torch tensor that needs a gradient: `numpy()` works after `detach()` and `cpu()` only."""
+
+    def __init__(self, array, state="attached"):
+        self.array, self.state = array, state
+
+    def detach(self):
+        return Tensor(self.array, "detached")
+
+    def cpu(self):
+        return Tensor(self.array, "on the host" if self.state == "detached" else self.state)
+
+    def numpy(self):
+        assert self.state == "on the host"
+        return self.array
+
+
+def ones(*shape, dtype=np.float32):
+    return np.ones(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        ones(5, 3),
+        {"x": ones(5, 3)},
+        (ones(5, 3), np.arange(5)),
+        [ones(5, 3)],
+        Tensor(ones(5, 3)),
+        (Tensor(ones(5, 3)), Tensor(np.arange(5))),
+        [[1.0, 1.0, 1.0]] * 5,
+        [[1, 1, 1]] * 5,
+    ],
+    ids=["array", "dict", "with labels", "list of one", "tensor", "tensor with labels", "numbers", "whole numbers"],
+)
+def test_a_batch_of_one_input_may_be_given_in_many_forms(item):
+    feeds = make_feeds(item, [X], "data, batch 1")
+    assert list(feeds) == ["x"]
+    assert feeds["x"].dtype == np.float32
+    np.testing.assert_array_equal(feeds["x"], ones(5, 3))
+
+
+def test_a_tuple_goes_to_the_inputs_in_their_order():
+    feeds = make_feeds((ones(5, 3), ones(2, 7, dtype=np.int64), "label"), [X, IDS], "batch")
+    assert {name: array.shape for name, array in feeds.items()} == {"x": (5, 3), "ids": (2, 7)}
+
+
+def test_a_missing_first_axis_is_added():
+    assert make_feeds(ones(3), [X], "batch")["x"].shape == (1, 3)
+
+
+def test_a_missing_first_axis_is_not_added_where_the_model_wants_more_than_one():
+    with pytest.raises(DataError, match=re.escape("input 'ids': the data have shape [7], the model takes [2, ?]")):
+        make_feeds({"ids": ones(7, dtype=np.int64)}, [IDS], "batch")
+
+
+def test_an_input_of_unknown_rank_takes_any_shape():
+    anything = ModelInput("x", "float32", None)
+    assert make_feeds(ones(2, 3, 4), [anything], "batch")["x"].shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"X": ones(5, 3)}, "data, batch 4: the model has no input 'X'; It has 'x'"),
+        ({"xx": ones(5, 3)}, "data, batch 4: the model has no input 'xx'; did you mean 'x'? It has 'x'"),
+        ({}, "data, batch 4: no array for the input 'x'; there are none"),
+        (ones(5, 4), "data, batch 4, input 'x': the data have shape [5, 4], the model takes [N, 3]"),
+        (ones(5, 3, 1), "data, batch 4, input 'x': the data have shape [5, 3, 1], the model takes [N, 3]"),
+        (
+            ones(5, 3, dtype=np.float64),
+            "data, batch 4, input 'x': the data are float64, the model takes float32; convert them with "
+            ".astype('float32')",
+        ),
+        (ones(0, 3), "data, batch 4, input 'x': the data have shape [0, 3]: no value at all"),
+        ("a word", "data, batch 4, input 'x': the data are str192, the model takes float32"),
+        ([[1.0], [1.0, 2.0]], "data, batch 4, input 'x': cannot become an array"),
+    ],
+    ids=["letters", "name", "absent", "shape", "rank", "type", "empty", "text", "ragged"],
+)
+def test_a_batch_that_does_not_fit_is_an_error_that_names_the_input_and_both_sides(item, message):
+    with pytest.raises(DataError, match=f"^{re.escape(message)}"):
+        make_feeds(item, [X], "data, batch 4")
+
+
+@pytest.mark.parametrize("item", [ones(5, 3), (ones(5, 3),)], ids=["array", "tuple"])
+def test_too_few_arrays_for_the_inputs_are_an_error_that_names_the_inputs(item):
+    with pytest.raises(DataError, match=r"the model has 2 inputs, 'x', 'ids'; give a dict of arrays by input name"):
+        make_feeds(item, [X, IDS], "batch")
