@@ -201,7 +201,7 @@ def test_a_sparse_weight_is_refused(kit):
 
 
 def stored(model):
-    """Give every initializer's and Constant node's data over to the store, as loading does with big or external ones."""
+    """Give the data of initializers and Constant nodes over to the store, as loading does with external ones."""
     store = TensorStore()
     values = [attribute.t for node in model.graph.node for attribute in node.attribute if attribute.HasField("t")]
     for tensor in [*model.graph.initializer, *values]:

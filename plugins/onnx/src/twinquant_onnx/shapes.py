@@ -42,8 +42,8 @@ def shape_refusal(
     if kind is LayerKind.GEMM and bias is not None:
         columns = shape[0] if trans_b else shape[1]
         if len(bias.shape) > 2 or bias.shape[-1:] not in ((), (1,), (columns,)):
-            expected = f"one that broadcasts to [rows, {columns}] is expected"
-            return f"its bias {bias.name!r} has shape {list(bias.shape)}; {expected}"
+            wanted = f"one that broadcasts to [rows, {columns}] is expected"
+            return f"its bias {bias.name!r} has shape {list(bias.shape)}; {wanted}"
     return None
 
 
