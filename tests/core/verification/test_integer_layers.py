@@ -119,12 +119,10 @@ def test_the_magnitude_is_left_out_where_float32_is_exact_in_any_order():
 
 
 def test_the_magnitude_adds_up_absolute_products_and_the_absolute_bias():
-    x = np.array([[20000, -20000]], np.float32)
+    x = np.array([[200000, -200000]], np.float32)
     weight = np.array([[127, -3], [127, 4]], np.int8)
     magnitude = multiply(x, weight, np.array([-5_000_000, 7], np.int32)).magnitude
-    assert magnitude.tolist() == [[20000 * 127 * 2 + 5_000_000, 20000 * 7 + 7]] or magnitude is None
-    bigger = multiply(x * 10, weight, np.array([-5_000_000, 7], np.int32)).magnitude
-    assert bigger.tolist() == [[200000 * 127 * 2 + 5_000_000, 200000 * 7 + 7]]
+    assert magnitude.tolist() == [[200000 * 127 * 2 + 5_000_000, 200000 * 7 + 7]]
 
 
 def test_the_lowest_int8_weight_counts_with_its_true_magnitude():

@@ -52,7 +52,7 @@ class Framework(ABC):
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
     """Which of the optional methods work."""
     companion_endings: ClassVar[tuple[str, ...]] = ()
-    """How the names of files end that `write` puts beside a model; a later save deletes those that it makes obsolete."""
+    """How files end that `write` puts beside a model; a later save deletes those of them that it makes obsolete."""
 
     @abstractmethod
     def recognize(self, source: Any) -> Match:
