@@ -15,7 +15,7 @@ def int8(random, *shape):
 
 
 def convolve_by_loops(x, weight, window):
-    """Every output is a sum over the kernel of products with the input it reaches, channel by channel, in Python integers."""
+    """Every output is a sum, in Python integers, of products of the kernel with the input it reaches."""
     out_each, in_each = weight.shape[0] // window.groups, weight.shape[1]
     result = np.zeros((x.shape[0], weight.shape[0], *window.out_shape), object)
     for n, c, *place in product(*map(range, result.shape)):

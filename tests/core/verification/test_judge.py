@@ -63,6 +63,10 @@ def test_a_number_never_agrees_with_a_nan_or_an_infinity(other):
     assert judgement.difference == np.inf
 
 
+def test_a_tolerance_that_is_not_a_number_allows_nothing():
+    assert judge_values("the output", float32(1.0), float32(2.0), np.array([np.nan])).problem is not None
+
+
 def test_a_difference_within_its_tolerance_is_reported_but_is_no_problem():
     judgement = judge_values("the output", float32(1.0, 5.0), float32(1.5, 5.0), np.array([0.5, 0.0]))
     assert judgement.problem is None

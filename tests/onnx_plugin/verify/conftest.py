@@ -95,7 +95,9 @@ def matrix_products(b: Builder) -> onnx.ModelProto:
         b.quantize(name, 0.004, offset=9)
     b.add("Mul", "q k", "qk", "product")
     b.add("MatMul", f"qk {b.weight('wo', 8, 6)}", "o", "out")
-    b.quantize("out", 0.004, extra="".join(f"    tensor_balance_factor: {v!r}\n" for v in np.linspace(0.5, 2, 8).tolist()))
+    b.quantize(
+        "out", 0.004, extra="".join(f"    tensor_balance_factor: {v!r}\n" for v in np.linspace(0.5, 2, 8).tolist())
+    )
     b.add("Add", "o x", "y", "residual")
     return b.model({"x": [2, 3, 6]}, ["y", "k"])
 
@@ -157,7 +159,9 @@ def lstm(b: Builder) -> onnx.ModelProto:
 
 def gru(b: Builder) -> onnx.ModelProto:
     _recurrent(b, "GRU", 3, "x W R B - h", "y hn", bits(16, 8), linear_before_reset=1)
-    b.records[-1] = b.records[-1].replace("scale_d: 0.03", "scale_d: 0.0002").replace("scale_h: 0.01", "scale_h: 0.0001")
+    b.records[-1] = (
+        b.records[-1].replace("scale_d: 0.03", "scale_d: 0.0002").replace("scale_h: 0.01", "scale_h: 0.0001")
+    )
     return b.model({"x": [3, 2, 6], "h": [1, 2, 4]}, ["y", "hn"])
 
 

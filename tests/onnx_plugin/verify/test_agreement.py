@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 import twinquant
 from twinquant_onnx.verify import verify_twins
+
 
 def test_the_twins_agree_in_every_layer(kind, twins):
     report = verify_twins(*twins.save(kind))
@@ -71,6 +73,26 @@ def test_an_accumulator_beyond_int32_is_noted_without_being_a_disagreement(twins
     assert 2048 * 32000 * 127 > 2**31
     assert report.agree
     assert "int32" in report.layers[0].notes[0]
+
+
+def test_a_bias_that_float32_cannot_hold_agrees_with_the_float32_it_rounds_to(twins, builder):
+    b = builder(0)
+    b.constants["b"] = np.array([0.3], np.float32)
+    b.add("Gemm", f"x {b.weight('w', 4, 1)} b", "y", "gemm")
+    b.quantize("gemm", 0.004, scale_d=2e-6)
+    fake, deploy = twins.save_model(b.model({"x": [1, 4]}, ["y"]), "".join(b.records))
+    (bias,) = (numpy_helper.to_array(t) for t in onnx.load(deploy).graph.initializer if t.name == "b")
+    assert abs(int(bias[0])) > 2**24
+    model = onnx.load(deploy)
+    (tensor,) = (t for t in model.graph.initializer if t.name == "b")
+    odd = np.array([(int(bias[0]) // 2) * 2 + 1], np.int32)
+    assert int(np.float32(odd[0])) != int(odd[0])
+    tensor.CopyFrom(numpy_helper.from_array(odd, "b"))
+    floats = onnx.load(fake)
+    (tensor,) = (t for t in floats.graph.initializer if t.name == "b")
+    tensor.CopyFrom(numpy_helper.from_array(odd.astype(np.float32), "b"))
+    onnx.save(floats, fake)
+    assert verify_twins(fake, twins.write(model)).agree
 
 
 def test_nodes_without_names_and_names_that_are_taken_are_matched(twins, builder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from twinquant.errors import ModelFileError, VerificationError
 from twinquant_onnx.verify import verify_twins
@@ -13,7 +13,7 @@ from twinquant_onnx.verify import verify_twins
 
 def test_swapped_models_are_recognized(twins):
     fake, deploy = twins.save("old_operators")
-    with pytest.raises(VerificationError, match="swapped.*give the fake-quant model first"):
+    with pytest.raises(VerificationError, match=r"swapped.*give the fake-quant model first"):
         verify_twins(deploy, fake)
 
 
@@ -81,7 +81,7 @@ def test_an_input_without_a_shape_asks_for_data(twins, builder):
     model = b.model({"x": [2, 4]}, ["y"])
     model.graph.input[0].type.tensor_type.ClearField("shape")
     pair = twins.save_model(model, "".join(b.records))
-    with pytest.raises(VerificationError, match="input 'x' has no declared shape.*--data"):
+    with pytest.raises(VerificationError, match=r"input 'x' has no declared shape.*--data"):
         verify_twins(*pair)
     assert verify_twins(*pair, {"x": np.ones((2, 4), np.float32)}).agree
 
@@ -103,7 +103,7 @@ def test_a_model_that_runs_with_no_guessed_length_asks_for_data(twins, builder):
     b.constants["shape"] = np.array([7, 11])
     b.add("Reshape", "m shape", "y", "odd")
     pair = twins.save_model(b.model({"x": ["n", 4]}, ["y"]), "".join(b.records))
-    with pytest.raises(VerificationError, match="give input with --data.*'mm"):
+    with pytest.raises(VerificationError, match=r"give input with --data.*'mm"):
         verify_twins(*pair)
 
 
@@ -121,11 +121,30 @@ def test_a_fake_quant_twin_that_does_not_run_says_where(twins, builder):
 def test_a_deploy_twin_that_does_not_run_is_a_disagreement_not_an_error(twins):
     fake, deploy = twins.save("convolutions")
     model = onnx.load(deploy)
-    (node,) = (n for n in model.graph.node if n.name == "depthwise")
-    next(a for a in node.attribute if a.name == "group").i = 4
+    (weight,) = (t for t in model.graph.initializer if t.name == "w2")
+    weight.dims[:] = [3, 2, 3, 3]
     report = verify_twins(fake, twins.write(model))
     assert any("does not run" in problem for problem in report.problems)
     layers = {layer.name: layer for layer in report.layers}
-    assert "cannot be divided into 4 groups" in layers["depthwise"].problems[-1]
+    assert "dims [3, 2, 3, 3] in the deploy twin and [6, 1, 3, 3]" in layers["depthwise"].problems[0]
     assert layers["up"].max_difference == 0.0
     assert layers["up"].free_running is None
+
+
+def test_what_is_built_differently_is_not_run_but_the_other_layers_are(twins):
+    fake, deploy = twins.save("convolutions")
+    model = onnx.load(deploy)
+    (node,) = (n for n in model.graph.node if n.name == "depthwise")
+    next(a for a in node.attribute if a.name == "group").i = 4
+    layers = {layer.name: layer for layer in verify_twins(fake, twins.write(model)).layers}
+    assert [name for name, layer in layers.items() if layer.max_difference is None] == ["depthwise"]
+    assert [name for name, layer in layers.items() if not layer.agree] == ["depthwise"]
+
+
+def test_a_damaged_length_does_not_ask_for_a_terabyte(twins):
+    fake, deploy = twins.save("pooling_and_gemm")
+    model = onnx.load(deploy)
+    (pads,) = (t for t in model.graph.initializer if t.name == "pads")
+    pads.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(pads) + (np.arange(8) == 3) * 2**40, "pads"))
+    report = verify_twins(fake, twins.write(model))
+    assert any("tensor 'pads' differs" in problem for problem in report.problems)

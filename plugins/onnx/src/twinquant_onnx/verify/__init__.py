@@ -34,7 +34,8 @@ def verify_twins(fake_quant: Path, deploy: Path, data: Mapping[str, Any] | None 
         data: arrays by input name; None means seeded random input.
 
     Returns:
-        one verdict a layer, one an output, and what disagrees outside of any layer.
+        one verdict a layer, one an output, and what disagrees outside of any layer. What is wired or shaped differently
+        in the deploy twin is not run.
 
     Raises:
         ModelFileError: a file cannot be read.

@@ -130,7 +130,8 @@ def compare_integers(what: str, deploy: Data, fake: Data, axis: int | None = Non
         axis: the axis along which the deploy twin may hold two 4-bit values in a byte.
 
     Returns:
-        what disagrees as a sentence, or None.
+XX
+        they round to: the fake-quant twin cannot hold more of them.
     """
     if fake.tensor.data_type != onnx.TensorProto.FLOAT:
         return f"{what} is {fake.type} in the fake-quant twin, expected FLOAT"
@@ -157,7 +158,7 @@ def _compare_values(
     for integers in _integer_blocks(deploy, reader, packed):
         block = np.empty(integers.size, np.dtype("<f4"))
         floats.read_into(4 * start, block.view(np.uint8))
-        different = np.flatnonzero(integers != block)
+        different = np.flatnonzero(integers.astype(np.float32) != block)
         if different.size and first is None:
             at = int(different[0])
             first = (start + at, float(integers[at]), float(block[at]))

@@ -96,11 +96,13 @@ class RnnSimulator:
             )
         real = {"sequence_lens": arrays["sequence_lens"]} if "sequence_lens" in arrays else {}
         for name, quantizer in zip(("X", "initial_h"), self.quantizers, strict=True):
-            real[name] = quantizer(arrays[name]) * (np.float32(1.0) / np.float32(quantizer.reciprocal))
+            with np.errstate(all="ignore"):
+                real[name] = quantizer(arrays[name]) * (np.float32(1.0) / np.float32(quantizer.reciprocal))
         if "initial_c" in arrays:
             real["initial_c"] = arrays["initial_c"].astype(np.float32)
         try:
-            weights = self._weights(arrays["X"].shape[-1])
+            with np.errstate(all="ignore"):
+                weights = self._weights(arrays["X"].shape[-1])
         except ValueError as error:
             raise VerificationError(f"layer {self.rnn.name!r}: its tensors do not fit each other: {error}") from error
         slots = [

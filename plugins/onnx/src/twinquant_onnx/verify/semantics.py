@@ -49,7 +49,8 @@ class Quantizer:
 
     def __call__(self, x: Array) -> Array:
         """Quantize; return the integers with the offset subtracted, as float32: exact, and 0 means real zero."""
-        integers = quantize_activation(x, self.reciprocal, self.offset, self.num_bits)
+        with np.errstate(all="ignore"):
+            integers = quantize_activation(x, self.reciprocal, self.offset, self.num_bits)
         return np.asarray(np.subtract(integers, self.offset, dtype=np.float32))
 
 
@@ -161,10 +162,10 @@ class LayerSimulator:
         except ValueError as error:
             raise VerificationError(f"layer {self.layer.name!r} cannot be computed on {x.shape}: {error}") from error
         scale = self._scale(accumulator.total)
-        allowed = allowed_difference(accumulator, scale)
-        if not exact and accumulator.magnitude is not None:
-            allowed = RELATIVE_TOLERANCE * accumulator.magnitude.astype(np.float64) * scale
-        with np.errstate(over="ignore", under="ignore"):
+        with np.errstate(all="ignore"):
+            allowed = allowed_difference(accumulator, scale)
+            if not exact and accumulator.magnitude is not None:
+                allowed = RELATIVE_TOLERANCE * accumulator.magnitude.astype(np.float64) * scale
             product = accumulator.total.astype(np.float32) * scale
             dequant = self._twin.node(self.layer.dequant)
             to_float16 = any(a.name == "dtype" and a.i == 1 for a in dequant.attribute)
