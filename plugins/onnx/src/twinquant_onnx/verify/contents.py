@@ -130,8 +130,8 @@ def compare_integers(what: str, deploy: Data, fake: Data, axis: int | None = Non
         axis: the axis along which the deploy twin may hold two 4-bit values in a byte.
 
     Returns:
-XX
-        they round to: the fake-quant twin cannot hold more of them.
+        what disagrees as a sentence, or None. Integers beyond 2^24, as only a bias has them, agree with the float32
+        that they round to: the fake-quant twin cannot hold more of them.
     """
     if fake.tensor.data_type != onnx.TensorProto.FLOAT:
         return f"{what} is {fake.type} in the fake-quant twin, expected FLOAT"
