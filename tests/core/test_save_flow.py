@@ -74,7 +74,6 @@ class TinyFramework(Framework):
     def companions(self, model: Path) -> Sequence[str]:
         return model.read_text().splitlines()[:1]
 
-
     companion_endings = (".bin",)
 
 
