@@ -92,12 +92,6 @@ def test_the_same_input_gives_the_same_twins(kit, rich):
     assert first.deploy.SerializeToString() == second.deploy.SerializeToString()
 
 
-def test_without_a_record_for_it_a_model_stays_as_it_is(kit):
-    model = kit.model([helper.make_node("Conv", ["x", "w"], ["y"], "c")], {"x": (1, 2, 3, 3)}, ["y"], {"w": W})
-    twins = kit.twins(model, {})
-    assert twins.fake == twins.deploy == model
-
-
 def test_an_initializer_that_is_a_graph_input_too_is_removed_from_the_inputs(kit, rng):
     nodes = [helper.make_node("Conv", ["x", "w"], ["h"], "c"), helper.make_node("Mul", ["h", "s"], ["y"], "m")]
     model = kit.model(

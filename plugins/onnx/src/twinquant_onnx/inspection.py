@@ -56,10 +56,10 @@ def _kind(operators: Counter[str], loaded: LoadedModel) -> str:
     recurrent = sum(operators[rules.deploy_op_type] for rules in RNN_RULES.values())
     if operators["AscendQuant"] or operators["AscendDequant"] or recurrent:
         layers = operators["AscendDequant"] + recurrent
-        return f"deploy model: {layers} quantized layers, {operators['AscendQuant']} AscendQuant nodes"
+        return f"deploy model, {layers} x quantized layer, {operators['AscendQuant']} x AscendQuant"
     imitated = sum(name.endswith(".fakedequant.mul") for name in loaded.topology.names)
     imitated += sum(name.endswith(".anti_quant.fake_antiquant.mul") for name in loaded.topology.names)
-    return f"fake-quant model: {imitated} quantized layers" if imitated else _FLOAT
+    return f"fake-quant model, {imitated} x quantized layer" if imitated else _FLOAT
 
 
 def _value(value: onnx.ValueInfoProto) -> str:

@@ -183,7 +183,10 @@ class _Describer:
         if bias is not None and not is_float(bias.tensor):
             return f"its bias is {type_name(bias.tensor.data_type)}, not a float type"
         group, trans_b = _int_attribute(node, "group", 1), bool(_int_attribute(node, "transB", 0))
-        misfit = shape_refusal(operator.kind, weight, recurrence, bias, group=group, trans_b=trans_b)
+        hidden_size = _int_attribute(node, "hidden_size", 0) or None
+        misfit = shape_refusal(
+            operator.kind, weight, recurrence, bias, group=group, trans_b=trans_b, hidden_size=hidden_size
+        )
         if misfit:
             return misfit
         activation = self._activation(index, operator)
