@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from twinquant.errors import VerificationError
-from twinquant_onnx.verify import DeploySimulator, simulate
+from twinquant_onnx.verify import DeploySimulator
 
 
 def parameter(*scales):
@@ -39,7 +39,7 @@ def run(tmp_path):
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
         onnx.save(model, tmp_path / "deploy.onnx")
-        return simulate(tmp_path / "deploy.onnx", {"x": x})
+        return DeploySimulator(tmp_path / "deploy.onnx").run({"x": x})
 
     return run
 
@@ -164,7 +164,7 @@ def test_the_whole_network_equals_the_fake_quant_twin_on_onnx_runtime(kind, twin
     feeds = {name: random.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
     names = [output.name for output in session.get_outputs()]
     expected = dict(zip(names, session.run(names, feeds), strict=True))
-    got = simulate(deploy, feeds)
+    got = DeploySimulator(deploy).run(feeds)
     assert got.keys() == expected.keys()
     for name in names:
         assert got[name].dtype == expected[name].dtype
@@ -189,4 +189,4 @@ def test_a_layer_without_its_quantization_is_refused(run):
 def test_an_input_that_is_not_given_is_named(twins):
     _, deploy = twins.save("lstm")
     with pytest.raises(VerificationError, match="reads input 'h'"):
-        simulate(deploy, {"x": np.zeros((3, 2, 6), np.float32), "c": np.zeros((1, 2, 4), np.float32)})
+        DeploySimulator(deploy).run({"x": np.zeros((3, 2, 6), np.float32), "c": np.zeros((1, 2, 4), np.float32)})

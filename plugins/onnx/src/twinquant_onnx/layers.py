@@ -43,8 +43,8 @@ OPERATORS = {
     "Gemm": Operator(LayerKind.GEMM, weight_ranks=(2,)),
     "MatMul": Operator(LayerKind.MATMUL, bias=None, weight_ranks=(2,)),
     "AveragePool": Operator(LayerKind.AVERAGE_POOL, weight=None, bias=None),
-    "LSTM": Operator(LayerKind.LSTM, bias=3, recurrence=2),
-    "GRU": Operator(LayerKind.GRU, bias=3, recurrence=2),
+    "LSTM": Operator(LayerKind.LSTM, bias=3, recurrence=2, weight_ranks=(3,)),
+    "GRU": Operator(LayerKind.GRU, bias=3, recurrence=2, weight_ranks=(3,)),
 }
 
 
@@ -88,7 +88,7 @@ class LoadedModel:
     Attributes:
         graph: the model.
         topology: its wiring.
-        layers: every node as the plan sees it, in graph order.
+        layers: every node as the plan sees it, in graph order; then the named nodes of subgraphs, which are refused.
         sites: the quantizable layers by position of their nodes.
     """
 
@@ -99,11 +99,11 @@ class LoadedModel:
 
 
 def analyse(graph: OnnxGraph) -> LoadedModel:
-    """Describe every node of the main graph and find what belongs to each quantizable layer."""
+    """Describe every node and find what belongs to each quantizable layer."""
     main = graph.model.graph
     topology = read_topology(main)
     finder = ConstantFinder(main, topology)
-    types = infer_types(graph)
+    describer = _Describer(graph, topology, finder, infer_types(graph))
     layers: list[LayerInfo] = []
     sites: dict[int, Site] = {}
     for index, node in enumerate(main.node):
@@ -113,7 +113,7 @@ def analyse(graph: OnnxGraph) -> LoadedModel:
             refusal = f"it is an operator of the domain {node.domain!r}, not ONNX's own" if foreign else None
             layers.append(LayerInfo(topology.names[index], node.op_type, refusal=refusal))
             continue
-        site = _Describer(graph, topology, finder, types).describe(index, operator)
+        site = describer.describe(index, operator)
         if isinstance(site, str):
             layers.append(LayerInfo(topology.names[index], node.op_type, operator.kind, refusal=site))
         else:
@@ -194,18 +194,18 @@ class _Describer:
         if element_type not in FLOAT_TYPES:
             return f"its input is {type_name(element_type)}, not a float type"
         return Site(
-            index,
-            self.topology.names[index],
-            operator,
-            FLOAT_TYPES[element_type],
-            self.types.rank.get(node.input[0]),
-            activation,
-            weight,
-            recurrence,
-            bias,
-            bias_reader,
-            output_node,
-            group,
+            index=index,
+            name=self.topology.names[index],
+            operator=operator,
+            element_type=FLOAT_TYPES[element_type],
+            input_rank=self.types.rank.get(node.input[0]),
+            activation=activation,
+            weight=weight,
+            recurrence=recurrence,
+            bias=bias,
+            bias_reader=bias_reader,
+            output_node=output_node,
+            group=group,
         )
 
     def _element_type(self, node: onnx.NodeProto, activation: Reader, weight: Constant | None) -> int:
@@ -223,9 +223,8 @@ class _Describer:
             return f"its {what} {node.input[slot]!r} (input {slot}) is not constant"
         if not is_float(constant.tensor):
             return f"its {what} {constant.name!r} is {type_name(constant.tensor.data_type)}, not a float type"
-        ranks = operator.weight_ranks if operator.recurrence is None else (3,)
-        if len(constant.stored_shape) not in ranks:
-            allowed = " or ".join(map(str, ranks))
+        if len(constant.stored_shape) not in operator.weight_ranks:
+            allowed = " or ".join(map(str, operator.weight_ranks))
             return (
                 f"its {what} {constant.name!r} has rank {len(constant.stored_shape)}, only rank {allowed} is supported"
             )

@@ -51,21 +51,15 @@ class Data:
 
     def source(self) -> RandomAccess:
         """Return the tensor's bytes as ONNX stores them."""
-        stored = self.store.get(self.tensor)
+        stored = self.store.readable(self.tensor)
         if stored is not None:
-            if not isinstance(stored.content, RandomAccess):
-                raise TypeError(f"tensor {self.tensor.name!r} is computed while it is written and cannot be read")
-            return stored.content
+            return stored
         raw = self.tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(self.tensor)).raw_data
         return ArrayBytes(np.frombuffer(raw, np.uint8))
 
     def bytes(self) -> npt.NDArray[np.uint8]:
         """Read all bytes: uint8 `(n,)`."""
-        source = self.source()
-        raw = np.empty(source.nbytes, np.uint8)
-        source.read_into(0, raw)
-        source.close()
-        return raw
+        return self.source().read_all()
 
     def array(self) -> Array:
         """Read the whole tensor as an array; 4-bit integers as int8."""

@@ -8,12 +8,11 @@ import numpy as np
 import onnx
 
 from twinquant.numerics import integer_range
+from twinquant_onnx.operators import ACTIVATION_BITS
 from twinquant_onnx.verify.chains import read_chain
 from twinquant_onnx.verify.correspondence import FakeDequant, Pairing
 
 __all__ = ["INSERTED", "check_bias_casts"]
-
-_BITS = {b"INT4": 4, b"INT8": 8, b"INT16": 16}
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, onnx.AttributeProto]:
@@ -61,7 +60,7 @@ def _pair_quant(pairing: Pairing, index: int) -> list[str]:
     if given["offset"].f != chain.offset:
         text = f"{what}: offset is {given['offset'].f!r}, in the fake-quant twin {chain.offset!r}"
         pairing.findings.add(text, owner)
-    bits = _BITS.get(given["dst_type"].s)
+    bits = ACTIVATION_BITS.get(given["dst_type"].s)
     if bits is None or integer_range(bits) != (chain.low, chain.high):
         kind = given["dst_type"].s.decode(errors="replace")
         text = f"{what}: dst_type is {kind!r}, the fake-quant twin clips to [{chain.low:g}, {chain.high:g}]"

@@ -21,6 +21,7 @@ from twinquant.verification import (
     convolve_transposed,
     multiply,
 )
+from twinquant_onnx.operators import ACTIVATION_BITS
 from twinquant_onnx.run import Pipeline
 from twinquant_onnx.verify.deploy_layers import DeployLayer
 from twinquant_onnx.verify.geometry import convolution_window, read_groups, transposed_window
@@ -29,8 +30,6 @@ from twinquant_onnx.verify.twin import Twin
 __all__ = ["LayerResult", "LayerSimulator", "Quantizer", "read_quantizer", "without_zero_value"]
 
 Array = npt.NDArray[Any]
-
-_BITS = {b"INT4": 4, b"INT8": 8, b"INT16": 16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ def read_quantizer(node: onnx.NodeProto) -> Quantizer:
     absent = [name for name in ("scale", "offset", "dst_type") if name not in given]
     if absent:
         raise VerificationError(f"{node.op_type} {node.name!r} has no attribute {absent[0]!r}")
-    bits = _BITS.get(given["dst_type"].s)
+    bits = ACTIVATION_BITS.get(given["dst_type"].s)
     offset = given["offset"].f
     if bits is None or not np.isfinite(offset) or offset != int(offset):
         kind = given["dst_type"].s.decode(errors="replace")
