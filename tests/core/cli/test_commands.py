@@ -109,7 +109,7 @@ def test_plugins_lists_working_and_absent_ones_with_the_install_line(run, regist
         ["paper", "ok"],
         ["torch", "absent"],
     ]
-    assert "pip install twinquant[onnx]" in out
+    assert 'pip install "twinquant[onnx]"' in out
 
 
 def test_verify_of_agreeing_twins_returns_0(run, model, tmp_path):
@@ -156,4 +156,4 @@ def test_demo_without_a_plugin_that_has_one_says_what_to_install(run, monkeypatc
     monkeypatch.setattr(type(registry.frameworks["paper"]), "capabilities", frozenset())
     code, _, err = run("demo")
     assert code == 1
-    assert "pip install twinquant[onnx]" in err
+    assert 'pip install "twinquant[onnx]"' in err

@@ -160,7 +160,8 @@ def test_the_module_can_be_run_like_the_command():
 
 @pytest.mark.parametrize("stream", [1, 2])
 def test_a_closed_stream_does_not_keep_a_command_from_its_work(stream):
-    program = f"import os; os.close({stream}); os.execv({sys.executable!r}, [{sys.executable!r}, '-m', 'twinquant', 'plugins'])"
+    command = [sys.executable, "-m", "twinquant", "plugins"]
+    program = f"import os; os.close({stream}); os.execv({sys.executable!r}, {command})"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 0
     assert "Traceback" not in result.stderr

@@ -1,7 +1,5 @@
 """What records say: presence, order, repetition, dialects."""
 
-import logging
-
 import numpy as np
 import pytest
 

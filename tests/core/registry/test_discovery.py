@@ -45,7 +45,7 @@ def test_a_known_framework_that_is_not_installed_is_absent_with_its_install_line
     state = site.registry().state("onnx")
     assert state.state is State.ABSENT
     assert state.distribution == "twinquant-onnx"
-    assert state.install == "pip install twinquant[onnx]"
+    assert state.install == 'pip install "twinquant[onnx]"'
 
 
 def test_a_plugin_that_fails_to_import_is_broken_with_its_exception(site):
@@ -59,7 +59,7 @@ def test_a_plugin_that_fails_to_import_is_broken_with_its_exception(site):
 
 def test_a_broken_plugin_of_ours_is_repaired_by_its_extra(site):
     site.add("onnx", "import a_module_that_is_not_there")
-    assert site.registry().state("onnx").install == "pip install twinquant[onnx]"
+    assert site.registry().state("onnx").install == 'pip install "twinquant[onnx]"'
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from onnx import AttributeProto, helper, numpy_helper
 
+import twinquant
 from twinquant.errors import ModelFileError, VerificationError
 from twinquant_onnx.verify import verify_twins
 
@@ -179,6 +183,25 @@ def test_random_damage_is_always_caught(kind, twins):
             if not is_caught(fake, twins.write(model)):
                 missed.append(damage.__name__)
     assert damaged_models >= 15
+    assert not missed
+
+
+def test_one_hundred_random_damages_of_a_trained_network_are_all_caught(twins, tmp_path):
+    shipped = Path(find_spec("twinquant_onnx").origin).parent / "demo"
+    output = twinquant.save_model(shipped / "digits.onnx", shipped / "digits_record.txt", tmp_path / "digits")
+    original = onnx.load(output.deploy.model)
+    assert verify_twins(output.fake_quant.model, output.deploy.model).agree
+    random = np.random.default_rng(20240301)
+    missed, damaged_models = [], 0
+    while damaged_models < 100:
+        damage = choose(random, DAMAGES)
+        model = Model()
+        model.CopyFrom(original)
+        damage(model, random)
+        if model != original:
+            damaged_models += 1
+            if not is_caught(output.fake_quant.model, twins.write(model)):
+                missed.append(damage.__name__)
     assert not missed
 
 

@@ -68,7 +68,7 @@ def select_framework(source: Any, name: str | None = None, *, registry: Registry
         choice = " or ".join(f"framework={framework.name!r}" for framework in winners)
         raise AmbiguousFrameworkError(
             f"{_describe(source)} is claimed equally by {named} (by {strongest.name.lower()}); choose with {choice} "
-            "(on the command line --framework)"
+            "(--framework on the command line)"
         )
     return winners[0]
 
@@ -145,7 +145,7 @@ def _unclaimed(registry: Registry, source: Any, failures: dict[str, Exception]) 
     others = f"; not usable: {', '.join(unusable)}" if unusable else ""
     return NoFrameworkError(
         f"no plugin recognizes {_describe(source)}; installed: {readers}{others}. "
-        "Convert the graph to one of these formats, or name its framework: framework=..., on the command line --framework"
+        "Convert the graph to one of these formats, or name its framework (framework=... or --framework)"
     )
 
 

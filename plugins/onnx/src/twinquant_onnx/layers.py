@@ -48,6 +48,15 @@ OPERATORS = {
 }
 
 
+_QUANTIZED = "it is quantized already: this model is a fake-quant twin; give the float model"
+
+_FAKE_SCALES = {
+    ".fakedequant.mul": ".fakedequant.dqscale",
+    ".anti_quant.fake_antiquant.mul": ".anti_quant.fake_antiquant.scale",
+}
+"""The products by which a fake-quant twin returns to real values, and the constants they multiply by."""
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """One quantizable layer and everything around it that quantization touches.
@@ -104,6 +113,7 @@ def analyse(graph: OnnxGraph) -> LoadedModel:
     topology = read_topology(main)
     finder = ConstantFinder(main, topology)
     describer = _Describer(graph, topology, finder, infer_types(graph))
+    quantized = _imitated_layers(main, topology)
     layers: list[LayerInfo] = []
     sites: dict[int, Site] = {}
     for index, node in enumerate(main.node):
@@ -113,7 +123,8 @@ def analyse(graph: OnnxGraph) -> LoadedModel:
             refusal = f"it is an operator of the domain {node.domain!r}, not ONNX's own" if foreign else None
             layers.append(LayerInfo(topology.names[index], node.op_type, refusal=refusal))
             continue
-        site = describer.describe(index, operator)
+        imitated = topology.names[index] in quantized
+        site = _QUANTIZED if imitated else describer.describe(index, operator)
         if isinstance(site, str):
             layers.append(LayerInfo(topology.names[index], node.op_type, operator.kind, refusal=site))
         else:
@@ -124,6 +135,19 @@ def analyse(graph: OnnxGraph) -> LoadedModel:
     inner = {layer.name: layer for node in main.node for layer in _inner_layers(node) if layer.name not in own_names}
     layers.extend(inner.values())
     return LoadedModel(graph, topology, tuple(layers), sites)
+
+
+def _imitated_layers(main: onnx.GraphProto, topology: Topology) -> set[str]:
+    """Return the layers of a fake-quant twin that are quantized already: their scale stands behind (RNN: before) them."""
+    found: set[str] = set()
+    for node, name in zip(main.node, topology.names, strict=True):
+        for product, scale in _FAKE_SCALES.items():
+            if node.op_type == "Mul" and name.endswith(product) and len(node.input) == 2:
+                layer = name.removesuffix(product)
+                maker = topology.producer.get(node.input[1])
+                if maker is not None and topology.names[maker] == layer + scale:
+                    found.add(layer)
+    return found
 
 
 def _inner_layers(node: onnx.NodeProto) -> Iterator[LayerInfo]:
@@ -308,7 +332,6 @@ def _info(main: onnx.GraphProto, site: Site) -> LayerInfo:
         packed_lengths=packed,
         has_bias=site.bias is not None,
         weight_shape=weight.stored_shape if weight is not None else None,
-        stands_before=pad_or_layer.name if site.activation.node != site.index else None,
     )
 
 

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from twinquant.errors import VerificationError
 from twinquant.numerics import unpack_dequant_parameter, unpack_int4_along
 from twinquant_onnx.graph import OnnxGraph, TensorStore
-from twinquant_onnx.rnn import RNN_RULES
+from twinquant_onnx.rnn import QUANT_DTYPES, RNN_RULES
 from twinquant_onnx.run import Pipeline
 from twinquant_onnx.verify.deploy_layers import DeployRnn
 from twinquant_onnx.verify.rnn_tensors import split_scales
@@ -24,7 +24,7 @@ __all__ = ["RnnSimulator"]
 
 Array = npt.NDArray[Any]
 
-_BITS = {2: 8, 6: 16}
+_BITS = {number: bits for bits, number in QUANT_DTYPES.items()}
 
 
 class RnnSimulator:
