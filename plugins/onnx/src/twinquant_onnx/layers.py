@@ -138,7 +138,7 @@ def analyse(graph: OnnxGraph) -> LoadedModel:
 
 
 def _imitated_layers(main: onnx.GraphProto, topology: Topology) -> set[str]:
-    """Return the layers of a fake-quant twin that are quantized already: their scale stands behind (RNN: before) them."""
+    """Return the layers of a fake-quant twin that are quantized already: the product by their scale is there."""
     found: set[str] = set()
     for node, name in zip(main.node, topology.names, strict=True):
         for product, scale in _FAKE_SCALES.items():
