@@ -74,7 +74,6 @@ class TinyFramework(Framework):
     def companions(self, model: Path) -> Sequence[str]:
         return model.read_text().splitlines()[:1]
 
-
     companion_endings = (".bin",)
 
 
@@ -204,7 +203,7 @@ def test_what_the_plan_warns_of_is_logged(tiny, model, record, tmp_path, caplog)
     record.write_text(RECORD + RECORD)
     output = twinquant.save_model(model, record, tmp_path / "net")
     assert len(output.plan.warnings) == 1
-    assert (logging.WARNING, output.plan.warnings[0]) in [(entry[1], entry[2]) for entry in caplog.record_tuples]
+    assert [entry[1:] for entry in caplog.record_tuples] == [(logging.WARNING, output.plan.warnings[0])]
 
 
 def test_progress_is_told_between_the_steps_from_zero_to_one(tiny, model, record, tmp_path):

@@ -1,45 +1,32 @@
-"""Loading large models: in time linear in their nodes, and in memory that does not depend on their weights."""
+"""Loading large models: in memory that does not depend on their weights."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-
-from twinquant_onnx.load import load_model
-
-
-def test_ten_thousand_nodes_load_in_a_moment(tmp_path):
-    nodes = [helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"], name=f"n{i}") for i in range(10_000)]
-    weights = [numpy_helper.from_array(np.ones(16, np.float32), f"w{i}") for i in range(10_000)]
-    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [], [], weights)), tmp_path / "m.onnx")
-    load_model(tmp_path / "m.onnx")
-
-    start = time.process_time()
-    load_model(tmp_path / "m.onnx")
-
-    assert time.process_time() - start < 1
+from onnx import TensorProto, helper
 
 
 @pytest.mark.heavy
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory in use from /proc")
 def test_a_model_beyond_two_gigabytes_loads_in_little_memory(tmp_path):
     count, nbytes = 8, 275 << 20
     path = tmp_path / "big.onnx"
     _write_sparse_model(path, count, nbytes)
     script = (
-        "import sys, psutil\n"
+        "import sys\n"
         "import twinquant_onnx.load as load\n"
-        "before = psutil.Process().memory_info().rss\n"
+        "def held():\n"
+        "    lines = open('/proc/self/status').readlines()\n"
+        "    return int(next(line for line in lines if line.startswith('VmRSS:')).split()[1]) * 1024\n"
+        "before = held()\n"
         "graph = load.load_model(sys.argv[1])\n"
         "content = graph.store.entries[-1].content\n"
         "last = bytes(list(content.blocks())[-1])[-1]\n"
-        "print(len(graph.store.entries), content.nbytes, last, psutil.Process().memory_info().rss - before)\n"
+        "print(len(graph.store.entries), content.nbytes, last, held() - before)\n"
     )
 
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)

@@ -53,7 +53,7 @@ def save_model(
         The files, and the plan that says what was inserted where.
 
     Raises:
-        ArgumentError: `save_type` is none of the three.
+        ArgumentError: `save_type` is none of the three, `framework` names none, or a path is no path.
         PluginError: no plugin, or more than one, can handle the graph.
         RecordError: the record is wrong, or does not fit the graph.
         ModelError: the model is damaged, unsupported, or cannot be quantized.
@@ -99,8 +99,10 @@ def verify(
         What agrees and what does not, layer by layer.
 
     Raises:
-        ArgumentError: `data` is not a readable .npz file of plain arrays.
-        CapabilityError: the framework's plugin cannot verify.
+        ArgumentError: `data` is not a readable .npz file of plain arrays, or `framework` names none.
+        PluginError: no plugin, or more than one, can read the files; `CapabilityError` if the one cannot verify.
+        ModelError: a file is missing, damaged or unsupported.
+        OutputError: a save into that folder was killed halfway and cannot be completed.
         VerificationError: the two cannot be compared at all.
     """
     fake_path, deploy_path = Path(fake_quant), Path(deploy)
@@ -130,7 +132,10 @@ def _arrays(data: str | os.PathLike[str] | Mapping[str, npt.ArrayLike] | None) -
             if not isinstance(content, np.ndarray):
                 return {name: content[name] for name in content.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        # What NumPy itself says of a file with objects is how to load it unsafely.
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it is damaged, or no such file"
         raise ArgumentError(
-            f"data: {str(path)!r} cannot be read as an .npz file of plain arrays: {error}; make it with numpy.savez"
+            f"data: {str(path)!r} cannot be read: {reason}; an .npz file of plain arrays by input name is expected, as "
+            "numpy.savez makes it"
         ) from error
     raise ArgumentError(f"data: {str(path)!r} holds one array without a name; make an .npz file with numpy.savez")

@@ -109,7 +109,7 @@ def test_plugins_lists_working_and_absent_ones_with_the_install_line(run, regist
         ["paper", "ok"],
         ["torch", "absent"],
     ]
-    assert "pip install twinquant[onnx]" in out
+    assert 'pip install "twinquant[onnx]"' in out
 
 
 def test_verify_of_agreeing_twins_returns_0(run, model, tmp_path):
@@ -131,6 +131,14 @@ def test_verify_of_disagreeing_twins_returns_1_and_names_the_problem(run, model,
     assert out.splitlines()[-1] == "the twins DISAGREE: 1 of 1 layer"
 
 
+def test_verify_tells_what_to_know_although_the_twins_agree(run, model, tmp_path):
+    deploy = tmp_path / "deploy.paper"
+    deploy.write_text("wide")
+    code, out, _ = run("verify", model, deploy)
+    assert code == 0
+    assert "first: an accumulator leaves int32" in out.splitlines()
+
+
 def test_verify_of_a_data_file_that_is_none_says_so(run, model, tmp_path):
     code, _, err = run("verify", model, model, "--data", tmp_path / "absent.npz")
     assert code == 1
@@ -148,4 +156,4 @@ def test_demo_without_a_plugin_that_has_one_says_what_to_install(run, monkeypatc
     monkeypatch.setattr(type(registry.frameworks["paper"]), "capabilities", frozenset())
     code, _, err = run("demo")
     assert code == 1
-    assert "pip install twinquant[onnx]" in err
+    assert 'pip install "twinquant[onnx]"' in err

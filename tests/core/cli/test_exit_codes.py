@@ -156,3 +156,12 @@ def test_help_and_version_answer_without_loading_anything_big(option):
 def test_the_module_can_be_run_like_the_command():
     done = subprocess.run([sys.executable, "-m", "twinquant", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"twinquant {version('twinquant-core')}\n"
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_closed_stream_does_not_keep_a_command_from_its_work(stream):
+    command = [sys.executable, "-m", "twinquant", "plugins"]
+    program = f"import os; os.close({stream}); os.execv({sys.executable!r}, {command})"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert "Traceback" not in result.stderr

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from twinquant.errors import RecordLayerError
+from twinquant.errors import RecordFileError, RecordLayerError
 from twinquant.plan import LayerInfo
 from twinquant.records import KvCacheFactors
 
@@ -234,3 +234,8 @@ def test_a_pool_shares_with_a_convolution_on_its_tensor(kit):
     layers = [kit.layers["conv"], kit.layers["pool"]]
     plan = kit.plan(kit.record("conv"), kit.record("pool"), layers=layers)
     assert [layer.activation.owner for layer in plan] == ["conv", "conv"]
+
+
+def test_no_records_at_all_mean_that_calibration_has_not_finished(kit):
+    with pytest.raises(RecordFileError, match=r"no record at all.*Calibration has not finished"):
+        kit.plan()

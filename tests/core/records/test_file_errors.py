@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from twinquant.errors import RecordFileError, RecordSyntaxError, RecordValueError
+from twinquant.errors import ArgumentError, RecordFileError, RecordSyntaxError, RecordValueError
 from twinquant.records import parse_record_file, parse_record_text
 
 CONV = 'record {\n  key: "conv1"\n  value {\n    scale_d: 0.5\n  }\n}\n'
@@ -183,3 +183,9 @@ def test_a_record_without_value_block(written):
 
     assert (error.key, error.field) == ("conv1", "value")
     assert "line 1" in str(error)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"record.txt", "", ["record.txt"]], ids=repr)
+def test_what_is_no_path_is_refused_as_an_argument(path):
+    with pytest.raises(ArgumentError, match=f"record_file: must be the path.*got {re.escape(repr(path))}"):
+        parse_record_file(path)

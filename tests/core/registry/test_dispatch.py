@@ -90,7 +90,7 @@ def test_a_name_like_no_other_lists_the_known_ones():
 def test_a_named_framework_that_is_absent_says_what_to_install(name):
     with pytest.raises(NoFrameworkError) as caught:
         select_framework("net", name, registry=Registry())
-    assert f"pip install twinquant[{name}]" in str(caught.value)
+    assert f'pip install "twinquant[{name}]"' in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_named_framework_that_is_absent_says_what_to_install(name):
 def test_a_file_of_an_absent_plugin_says_what_to_install(source, name):
     with pytest.raises(NoFrameworkError) as caught:
         select_framework(source, registry=Registry())
-    assert f"pip install twinquant[{name}]" in str(caught.value)
+    assert f'pip install "twinquant[{name}]"' in str(caught.value)
     assert "absent" in str(caught.value)
 
 
@@ -128,7 +128,7 @@ def test_an_object_of_an_absent_plugin_is_told_by_the_modules_of_its_bases(modul
     with pytest.raises(NoFrameworkError) as caught:
         select_framework(mine(), registry=Registry())
     assert "user_code.Mine" in str(caught.value)
-    assert f"pip install twinquant[{name}]" in str(caught.value)
+    assert f'pip install "twinquant[{name}]"' in str(caught.value)
 
 
 def test_a_graph_of_a_broken_plugin_is_an_error_with_the_plugins_own_as_cause(site):

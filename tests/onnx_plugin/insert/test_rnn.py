@@ -7,6 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from twinquant.errors import RecordLayerError
+
 SEQ, BATCH, INPUT, HIDDEN = 3, 2, 4, 6  # as kit.rnn makes them
 GATES = {"LSTM": 4, "GRU": 3}
 STATES = {"LSTM": ["h0", "c0"], "GRU": ["h0"]}
@@ -246,3 +248,10 @@ def test_braces_in_the_name_do_no_harm(kit, rng, name):
     model.graph.node[0].name = name
     twins = kit.twins(model, {name: kit.rnn_record(constants, "GRU")})
     assert kit.names(twins.fake)[0] == f"{name}.quant.fakequant.mul"
+
+
+@pytest.mark.parametrize("op_type", ["LSTM", "GRU"])
+def test_a_hidden_size_that_is_not_that_of_the_weight_is_refused(kit, rng, op_type):
+    model, _, constants = kit.rnn(rng, op_type, hidden_size=HIDDEN + 1)
+    with pytest.raises(RecordLayerError, match=f"its hidden_size is {HIDDEN + 1}, but its recurrence weight has shape"):
+        kit.twins(model, {"l": kit.rnn_record(constants, op_type)})

@@ -259,3 +259,22 @@ def test_a_shared_weight_of_convolutions_with_other_groups(kit, rng):
         for g in (1, 2, 4)
     }
     kit.match(model, kit.twins(model, records), {"x": x}, within=0.05)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_declarations_behind_a_replaced_matrix_are_dropped_wherever_they_stand(kit, rng, dtype):
+    x, w = rng.normal(size=(3, 4)).astype(dtype), rng.normal(size=(6, 4)).astype(dtype)
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["g"], "g", transB=1),
+        helper.make_node("Transpose", ["w"], ["t"], "t"),
+        helper.make_node("MatMul", ["x", "t"], ["m"], "m"),
+    ]
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    model = kit.model(nodes, {"x": kit.Typed(element, x.shape)}, {"g": element, "m": element}, {"w": w})
+    model = onnx.shape_inference.infer_shapes(model)
+    assert "t" in {value.name for value in model.graph.value_info}
+    made = kit.record(kit.scale_of(w.astype(np.float32)))
+    twins = kit.twins(model, {"g": made, "m": made})
+    for twin in (twins.fake, twins.deploy):
+        assert "t" not in {value.name for value in twin.graph.value_info}
+    kit.run(twins.fake, {"x": x})

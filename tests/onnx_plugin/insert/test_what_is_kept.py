@@ -92,12 +92,6 @@ def test_the_same_input_gives_the_same_twins(kit, rich):
     assert first.deploy.SerializeToString() == second.deploy.SerializeToString()
 
 
-def test_without_a_record_for_it_a_model_stays_as_it_is(kit):
-    model = kit.model([helper.make_node("Conv", ["x", "w"], ["y"], "c")], {"x": (1, 2, 3, 3)}, ["y"], {"w": W})
-    twins = kit.twins(model, {})
-    assert twins.fake == twins.deploy == model
-
-
 def test_an_initializer_that_is_a_graph_input_too_is_removed_from_the_inputs(kit, rng):
     nodes = [helper.make_node("Conv", ["x", "w"], ["h"], "c"), helper.make_node("Mul", ["h", "s"], ["y"], "m")]
     model = kit.model(
@@ -201,7 +195,7 @@ def test_a_sparse_weight_is_refused(kit):
 
 
 def stored(model):
-    """Give every initializer's and Constant node's data over to the store, as loading does with big or external ones."""
+    """Give the data of initializers and Constant nodes over to the store, as loading does with external ones."""
     store = TensorStore()
     values = [attribute.t for node in model.graph.node for attribute in node.attribute if attribute.HasField("t")]
     for tensor in [*model.graph.initializer, *values]:

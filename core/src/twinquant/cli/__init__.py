@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from twinquant.cli.console import Console, LogLines
 from twinquant.cli.parser import build_parser
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         0: done. 1: something about the user's input is wrong, or two twins disagree. 2: wrong usage.
         130: interrupted from the keyboard. 141: whoever read the output has gone.
     """
+    # A caller may have closed a stream: there is nobody to tell, and the command runs all the same.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  it stays open as long as the process lives
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115  the same
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A layer's name must not fail where the terminal lacks one of its letters.

@@ -26,5 +26,7 @@ def _demonstrators(name: str | None) -> list[Framework]:
     found = [framework for framework in registry.frameworks.values() if Capability.DEMO in framework.capabilities]
     if not found:
         known = "; ".join(f"{state.name}: {state.reason}" for state in registry.states if state.reason)
-        raise NoFrameworkError(f"no working plugin has a demo ({known}); the onnx one has: pip install twinquant[onnx]")
+        raise NoFrameworkError(
+            f'no working plugin has a demo ({known}); the onnx one has: pip install "twinquant[onnx]"'
+        )
     return found

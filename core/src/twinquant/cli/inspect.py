@@ -42,8 +42,8 @@ def _looks_like_text(path: Path) -> bool:
 def _print_records(records: RecordSet, console: Console) -> None:
     console.line(f"{records.source}: {records.dialect.value} dialect, {count(len(records), 'layer')}\n")
     console.table(("layer", "line", "scale_d", "offset_d", "scale_w", "types", "besides"), map(_record_row, records))
-    for key in records.duplicate_keys:
-        _log.warning(f"{records.source}: record {key!r} occurs more than once; the last one counts")
+    for warning in records.warnings:
+        _log.warning(warning)
 
 
 def _record_row(record: LayerRecord) -> tuple[str, ...]:

@@ -7,18 +7,18 @@ import numpy.typing as npt
 
 __all__ = ["count", "number", "spread"]
 
-ABSENT = "-"
+_ABSENT = "-"
 
 
 def number(value: float | None) -> str:
     """Write one number with six significant digits; a dash where there is none."""
-    return ABSENT if value is None else f"{value:.6g}"
+    return _ABSENT if value is None else f"{value:.6g}"
 
 
 def spread(values: npt.NDArray[np.float32]) -> str:
     """Write how many values there are and from where to where they go: `16 of 0.01 to 0.02`; one value as it is."""
     if values.size <= 1:
-        return number(float(values[0])) if values.size else ABSENT
+        return number(float(values[0])) if values.size else _ABSENT
     return f"{values.size} of {number(float(values.min()))} to {number(float(values.max()))}"
 
 

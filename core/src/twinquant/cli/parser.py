@@ -35,7 +35,9 @@ def _save(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the float model")
     parser.add_argument("record", metavar="RECORD", help="the record file: what calibration measured")
     parser.add_argument("save_path", metavar="SAVE_PATH", help="folder/prefix of the files, or a folder/")
-    parser.add_argument("--save-type", choices=("Both", "Fakequant", "Deploy"), default="Both", help="which twins")
+    parser.add_argument(
+        "--save-type", choices=("Both", "Fakequant", "Deploy"), default="Both", type=str.capitalize, help="which twins"
+    )
     _framework(parser)
 
 

@@ -18,8 +18,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     header = ("layer", "operator", "checked as", "agrees", "difference", "allowed", "free-running")
     console.table(header, map(_row, (*report.layers, *report.outputs)))
     for verdict in report.layers:
-        for problem in verdict.problems:
-            console.line(f"{verdict.name}: {problem}")
+        for finding in (*verdict.problems, *verdict.notes):
+            console.line(f"{verdict.name}: {finding}")
     for problem in report.problems:
         console.line(problem)
     console.line(f"\n{_verdict(report)}")

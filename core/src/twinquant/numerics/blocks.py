@@ -22,7 +22,7 @@ def rectangular_blocks(
 
     Args:
         shape: shape of the array.
-        max_elements: size of a block, at least; it is exceeded only where `step` demands it.
+        max_elements: size of a block, at most; it is exceeded only where `step` demands it.
         step: blocks are cut at multiples of this along `step_axis`.
         step_axis: the axis along which `step` neighbours must stay in one block.
 

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 import numpy as np
 
-from twinquant.errors import RecordLayerError
+from twinquant.errors import RecordFileError, RecordLayerError
 from twinquant.numerics import dequant_scale, float16_scale
 from twinquant.plan.factors import Factors, check_factors
 from twinquant.plan.insertion import (
@@ -41,9 +41,15 @@ def build_plan(records: RecordSet, layers: Sequence[LayerInfo], framework: str) 
         the plan: a function of its arguments alone.
 
     Raises:
+        RecordFileError: there are no records.
         RecordLayerError: a record names no layer of the graph, an ambiguous one, or one that cannot be quantized.
         RecordValueError: a record's factors are incomplete or wrong for its layer.
     """
+    if not len(records):
+        raise RecordFileError(
+            f"{records.source}: there is no record at all. Calibration has not finished: run the batch_num forward "
+            "passes first"
+        )
     by_name: dict[str, list[LayerInfo]] = {}
     for layer in layers:
         by_name.setdefault(layer.name, []).append(layer)
@@ -60,10 +66,7 @@ def build_plan(records: RecordSet, layers: Sequence[LayerInfo], framework: str) 
             planned.append(_plan_layer(layer, factors[layer.name], owners))
         else:
             skipped.append(SkippedLayer(layer.name, layer.op_type, _reason(layer)))
-    warnings = [
-        f"{records.source}: record {key!r} occurs more than once; the last one counts" for key in records.duplicate_keys
-    ]
-    return QuantPlan(framework, tuple(planned), tuple(skipped), tuple(warnings))
+    return QuantPlan(framework, tuple(planned), tuple(skipped), records.warnings)
 
 
 def _layer_of(record: LayerRecord, by_name: dict[str, list[LayerInfo]], source: str) -> LayerInfo:

@@ -112,17 +112,20 @@ class _Check:
             what = "the record is empty" if len(missing) == len(needed) else "missing"
             self.fail(
                 ", ".join(missing),
-                f"{what}; a {self.layer.op_type} layer needs {', '.join(needed)}. Calibration has not finished: run "
+                f"{what}; {self.layer.op_type} layers need {', '.join(needed)}. Calibration has not finished: run "
                 "the batch_num forward passes first, or remove the record to leave the layer unquantized",
             )
         if not self.weighted:
             for name in ("scale_w", "offset_w"):
                 if not _absent(getattr(record, name)):
-                    self.fail(name, f"a {self.layer.op_type} layer of {self.framework} has no weight; remove the field")
+                    self.fail(name, f"{self.layer.op_type} layers of {self.framework} have no weight; remove the field")
         if record.shift_bit.size:
             self.shift()
         if record.tensor_balance_factor.size and (not self.kind.balanced or self.rules.only_int8):
-            self.fail("tensor_balance_factor", f"not supported for a {self.layer.op_type} layer of {self.framework}")
+            self.fail(
+                "tensor_balance_factor",
+                f"not supported for {self.layer.op_type} layers of {self.framework}; remove the field",
+            )
         if self.rules.only_int8:
             for name in ("scale_h", "offset_h", "scale_r", "offset_r"):
                 if not _absent(getattr(record, name)):
@@ -177,7 +180,7 @@ class _Check:
             self.zeros("offset_w", record.offset_w)
         if not self.kind.weighted and self.weighted and record.scale_w[0] != 1:
             self.fail(
-                "scale_w", f"must be 1 for a {self.layer.op_type} layer, which has no weight, got {record.scale_w[0]}"
+                "scale_w", f"must be 1 for {self.layer.op_type} layers, which have no weight, got {record.scale_w[0]}"
             )
         self.products("scale_w", record.scale_w, "scale_d", record.scale_d)
         if self.kind.gates:
@@ -242,15 +245,15 @@ class _Check:
             if not self.kind.weighted and wts_bits != 8:
                 self.fail(
                     "wts_type",
-                    f"must be INT8 for a {self.layer.op_type} layer, which has no weight, got {record.wts_type!r}",
+                    f"must be INT8 for {self.layer.op_type} layers, which have no weight, got {record.wts_type!r}",
                 )
         type_field = "act_type" if record.dst_type is None else "dst_type"
         if act_bits not in self.kind.activation_bits:
             allowed = " or ".join(f"INT{bits}" for bits in self.kind.activation_bits)
-            self.fail(type_field, f"a {self.layer.op_type} layer takes {allowed} activations, got INT{act_bits}")
+            self.fail(type_field, f"{self.layer.op_type} layers take {allowed} activations, got INT{act_bits}")
         if self.rules.only_int8 and (act_bits, wts_bits) != (8, 8):
             self.fail(type_field if act_bits != 8 else "wts_type", f"{self.framework} models take INT8 only")
-        packed = wts_bits == 4 and record.dst_type is None
+        packed = wts_bits == 4 and record.wts_type == "INT4"
         odd = next((n for n in self.layer.packed_lengths if n % 2), None)
         if packed and odd is not None:
             self.fail(

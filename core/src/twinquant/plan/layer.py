@@ -40,7 +40,6 @@ class LayerInfo:
         packed_lengths: lengths of the weight dimensions along which two 4-bit values share a byte (RNN: two weights).
         has_bias: a constant bias is added in the layer, or in the node right behind it that belongs to it.
         weight_shape: shape of the weight as stored, or None.
-        stands_before: name of a node that the activation is quantized in front of, where that is not the layer itself.
     """
 
     name: str
@@ -54,4 +53,3 @@ class LayerInfo:
     packed_lengths: tuple[int, ...] = ()
     has_bias: bool = False
     weight_shape: tuple[int, ...] | None = None
-    stands_before: str | None = None

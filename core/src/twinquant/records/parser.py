@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
 
-from twinquant.errors import RecordFileError, RecordSyntaxError, RecordValueError
+from twinquant.errors import ArgumentError, RecordFileError, RecordSyntaxError, RecordValueError
 from twinquant.records.blocks import set_aside
 from twinquant.records.entry import RecordEntry
 from twinquant.records.ordinary_reader import read_ordinary
@@ -17,16 +16,14 @@ from twinquant.records.schema import detect_dialect
 
 __all__ = ["parse_record_file", "parse_record_text"]
 
-_logger = logging.getLogger(__name__)
-
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def parse_record_file(path: str | os.PathLike[str], *, dialect: Dialect | None = None) -> RecordSet:
     """Read a record file of any dialect.
 
-    Values are neither checked for their range nor against a graph here. Of records with one key the last is kept; the
-    module's logger warns of it and names the key.
+    Values are neither checked for their range nor against a graph here. Of records with one key the last is kept, and
+    the result's `duplicate_keys` names the key.
 
     Args:
         path: the file, protobuf text in UTF-8.
@@ -39,10 +36,13 @@ def parse_record_file(path: str | os.PathLike[str], *, dialect: Dialect | None =
         The records in file order.
 
     Raises:
+        ArgumentError: `path` is no path.
         RecordFileError: the file is missing, a folder, unreadable or binary, or holds no record at all.
         RecordSyntaxError: the file is not protobuf text, or has a field that no dialect knows.
         RecordValueError: a record has no key or no value block.
     """
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise ArgumentError(f"record_file: must be the path of a record file, got {path!r}")
     path = Path(path)
     return _parse(_read_bytes(path), dialect, path)
 
@@ -96,11 +96,11 @@ def _parse(data: bytes, dialect: Dialect | None, path: Path | None) -> RecordSet
             "passes of the model that is being calibrated"
         )
     return RecordSet(
-        records=_by_key(entries, source, duplicate_keys := _duplicate_keys(entries)),
+        records={record.key: record for record in (_layer_record(entry, source) for entry in entries)},
         dialect=dialect or detect_dialect(_present_fields(entries)),
         path=path,
         prune_records=prune_records,
-        duplicate_keys=duplicate_keys,
+        duplicate_keys=_duplicate_keys(entries),
     )
 
 
@@ -134,15 +134,6 @@ def _duplicate_keys(entries: list[RecordEntry]) -> tuple[str, ...]:
         if entry.key:
             counts[entry.key] = counts.get(entry.key, 0) + 1
     return tuple(key for key, count in counts.items() if count > 1)
-
-
-def _by_key(entries: list[RecordEntry], source: str, duplicate_keys: tuple[str, ...]) -> dict[str, LayerRecord]:
-    records = {record.key: record for record in (_layer_record(entry, source) for entry in entries)}
-    for key in duplicate_keys:
-        _logger.warning(
-            "%s: key %r occurs more than once; its last record, line %d, wins", source, key, records[key].line
-        )
-    return records
 
 
 def _layer_record(entry: RecordEntry, source: str) -> LayerRecord:

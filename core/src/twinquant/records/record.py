@@ -133,6 +133,18 @@ class RecordSet:
         return len(self.records)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know although it is no error: keys that occur more than once."""
+        return tuple(
+            f"{self.source}: record {key!r} occurs more than once; the last one counts" + _line_of(self.records[key])
+            for key in self.duplicate_keys
+        )
+
+    @property
     def source(self) -> str:
         """How messages call the file."""
         return f"record file {str(self.path)!r}" if self.path is not None else "the records"
+
+
+def _line_of(record: LayerRecord) -> str:
+    return f" (line {record.line})" if record.line else ""

@@ -28,7 +28,7 @@ class KnownFramework:
     @property
     def install(self) -> str:
         """The command that installs the plugin."""
-        return f"pip install twinquant[{self.name}]"
+        return f'pip install "twinquant[{self.name}]"'
 
 
 CATALOG: tuple[KnownFramework, ...] = (

@@ -16,6 +16,7 @@ from twinquant.errors import (
     ModelFileError,
     NoFrameworkError,
     PluginError,
+    TwinQuantError,
 )
 from twinquant.registry.catalog import CATALOG, known_reader
 from twinquant.registry.framework import Framework, Match
@@ -66,7 +67,8 @@ def select_framework(source: Any, name: str | None = None, *, registry: Registry
         named = " and ".join(_label(plugins, framework.name) for framework in winners)
         choice = " or ".join(f"framework={framework.name!r}" for framework in winners)
         raise AmbiguousFrameworkError(
-            f"{_describe(source)} is claimed equally by {named} (by {strongest.name.lower()}); choose with {choice}"
+            f"{_describe(source)} is claimed equally by {named} (by {strongest.name.lower()}); choose with {choice} "
+            "(--framework on the command line)"
         )
     return winners[0]
 
@@ -95,7 +97,7 @@ def _named(registry: Registry, name: str) -> Framework:
     if state is not None:
         raise _unusable(state, f"framework={name!r}")
     names = [known.name for known in registry.states]
-    close = get_close_matches(name, names, n=1)
+    close = get_close_matches(str(name), names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise ArgumentError(f"there is no framework named {name!r}; {hint}Known: {', '.join(names)}")
 
@@ -116,7 +118,7 @@ def _ask(framework: Framework, source: Any) -> Match | Exception:
         return error
 
 
-def _unclaimed(registry: Registry, source: Any, failures: dict[str, Exception]) -> Exception:
+def _unclaimed(registry: Registry, source: Any, failures: dict[str, Exception]) -> TwinQuantError:
     """Say why nobody claims the source: an absent, unusable or failing plugin, a missing file, an unknown format."""
     known = known_reader(source)
     state = registry.state(known.name) if known else None
@@ -143,7 +145,7 @@ def _unclaimed(registry: Registry, source: Any, failures: dict[str, Exception]) 
     others = f"; not usable: {', '.join(unusable)}" if unusable else ""
     return NoFrameworkError(
         f"no plugin recognizes {_describe(source)}; installed: {readers}{others}. "
-        "Convert the graph to one of these formats, or name its framework with framework=..."
+        "Convert the graph to one of these formats, or name its framework (framework=... or --framework)"
     )
 
 
@@ -164,7 +166,7 @@ def _label(registry: Registry, name: str) -> str:
 def _describe(source: Any) -> str:
     """Name the source in a message: a path as it was given, any other object by its type."""
     if isinstance(source, (str, os.PathLike)):
-        return repr(os.fspath(source)) + (", a folder," if os.path.isdir(source) else "")  # noqa: PTH112  Path.is_dir may raise
+        return repr(os.fspath(source)) + (" (a folder)" if os.path.isdir(source) else "")  # noqa: PTH112  Path.is_dir may raise
     if isinstance(source, (tuple, list)) and source and all(isinstance(part, (str, os.PathLike)) for part in source):
         return f"({', '.join(repr(os.fspath(part)) for part in source)})"
     return f"an object of type {type(source).__module__}.{type(source).__qualname__}"

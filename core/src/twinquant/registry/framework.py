@@ -55,7 +55,7 @@ class Framework(ABC):
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
     """Which of the optional methods work."""
     companion_endings: ClassVar[tuple[str, ...]] = ()
-    """How the names of files end that `write` puts beside a model; a later save deletes those it makes obsolete."""
+    """How files end that `write` puts beside a model; a later save deletes those of them that it makes obsolete."""
 
     @abstractmethod
     def recognize(self, source: Any) -> Match:

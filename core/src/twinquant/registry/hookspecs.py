@@ -25,7 +25,7 @@ hookimpl = pluggy.HookimplMarker("twinquant")
 
 
 @hookspec
-def twinquant_framework() -> Framework:  # type: ignore[empty-body]
+def twinquant_framework() -> Framework:  # type: ignore[empty-body]  # a hook specification has no body
     """Return the framework that this plugin brings. Called once, at discovery; must not import the framework itself."""
 
 

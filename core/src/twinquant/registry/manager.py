@@ -120,7 +120,7 @@ class Registry:
             blocked: the plugin is listed as switched off, and not imported.
         """
         if blocked:
-            reason = f"{DISABLE_VARIABLE} names it"
+            reason = f"{DISABLE_VARIABLE} names it; take it off that list to use it"
             self._states[name] = _state(providers[0], State.BLOCKED, reason, install="")
         elif len(providers) > 1:
             both = " and ".join(" ".join(_distribution(provider)) for provider in providers)

@@ -1,6 +1,6 @@
 """THE CONFORMANCE KIT: a test class that every framework plugin inherits and passes unchanged.
 
-Needs pytest (`pip install twinquant-core[testing]`). See `FrameworkContract` for how to use it.
+Needs pytest (`pip install "twinquant-core[testing]"`). See `FrameworkContract` for how to use it.
 """
 
 import pytest

@@ -107,7 +107,7 @@ def judge_values(what: str, simulated: Array, fake_quant: Array, allowed: Array)
     limit = np.broadcast_to(allowed, difference.shape)
     worst = int(np.argmax(difference))
     judgement = Judgement(None, float(difference.flat[worst]), float(limit.flat[worst]))
-    excess = difference > limit
+    excess = ~(difference <= limit)
     count = int(np.count_nonzero(excess))
     if not count:
         return judgement

@@ -82,7 +82,7 @@ class CaffeFramework(Framework):
         raise UnsupportedModelError(
             "this is a Caffe net, and this version of twinquant-caffe only recognizes those: it cannot quantize them "
             "yet. Convert the net to ONNX and its record's layer names with it, then save it with the onnx plugin "
-            "(pip install twinquant[onnx])"
+            '(pip install "twinquant[onnx]")'
         )
 
 

@@ -138,22 +138,17 @@ def type_name(data_type: int) -> str:
 
 def raw_bytes(tensor: onnx.TensorProto, store: TensorStore) -> RandomAccess:
     """Return the bytes of a float tensor, wherever they are."""
-    stored = store.get(tensor)
-    if stored is None and tensor.HasField("raw_data"):
+    stored = store.readable(tensor)
+    if stored is not None:
+        return stored
+    if tensor.HasField("raw_data"):
         return ArrayBytes(np.frombuffer(tensor.raw_data, np.uint8))
-    if stored is None:
-        return ArrayBytes(np.ascontiguousarray(numpy_helper.to_array(tensor)))
-    if not isinstance(stored.content, RandomAccess):
-        raise TypeError(f"tensor {tensor.name!r} is computed while it is written and cannot be read")
-    return stored.content
+    return ArrayBytes(np.ascontiguousarray(numpy_helper.to_array(tensor)))
 
 
 def read_array(tensor: onnx.TensorProto, store: TensorStore) -> np.ndarray:
     """Read a whole float tensor as float32, the shape of the tensor. For small tensors, such as biases."""
-    source = raw_bytes(tensor, store)
-    raw = np.empty(source.nbytes, np.uint8)
-    source.read_into(0, raw)
-    source.close()
+    raw = raw_bytes(tensor, store).read_all()
     shape = tuple(tensor.dims)
     if tensor.data_type == onnx.TensorProto.BFLOAT16:
         return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)

@@ -6,11 +6,9 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
 from onnx import shape_inference
 
-from twinquant_onnx.constants import raw_bytes
 from twinquant_onnx.graph import OnnxGraph, TensorStore
 
 __all__ = ["TensorTypes", "infer_types"]
@@ -71,13 +69,7 @@ def _with_shapes(loaded: OnnxGraph) -> onnx.ModelProto:
     model.CopyFrom(loaded.model)
     for tensor in _constants(model.graph):
         if _may_be_shape(tensor, loaded.store):
-            source = raw_bytes(tensor, loaded.store)
-            raw = np.empty(source.nbytes, np.uint8)
-            source.read_into(0, raw)
-            source.close()
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
-            tensor.raw_data = raw.tobytes()
+            loaded.store.detach(tensor)
     return model
 
 

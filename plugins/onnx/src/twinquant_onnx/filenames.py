@@ -16,7 +16,7 @@ MAX_NAME_BYTES = 200
 _UNSAFE = re.compile(
     r"""
     [/\\\x00-\x1f\x7f-\x9f]                                  # separators, NUL and control characters
-    | ^\.{1,2}$                                              # this folder, the folder above
+    | \.{2,} | ^\.$                                          # the folder above, anywhere in a name; this folder
     | [. ]$                                                  # Windows drops them
     | ^(?:CON|PRN|AUX|NUL|COM\d|LPT\d)(?=\s*(?:\.|$))        # devices on Windows, with any ending
     | (?<=^[A-Za-z]):                                        # a drive on Windows

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 
 from twinquant_onnx.integers import IntegerMemory
-from twinquant_onnx.tensors import TensorBytes
+from twinquant_onnx.tensors import RandomAccess, TensorBytes
 
 __all__ = ["OnnxGraph", "StoredTensor", "TensorStore", "stored_index"]
 
@@ -56,15 +56,7 @@ class TensorStore:
 
         Edits `tensor`.
         """
-        for name in (
-            "raw_data",
-            "float_data",
-            "int32_data",
-            "int64_data",
-            "double_data",
-            "uint64_data",
-            "external_data",
-        ):
+        for name in _DATA_FIELDS:
             tensor.ClearField(name)
         tensor.data_location = onnx.TensorProto.EXTERNAL
         entry = tensor.external_data.add()
@@ -75,6 +67,27 @@ class TensorStore:
         """Return the entry that a tensor refers to, or None if its data is in the message."""
         index = stored_index(tensor)
         return None if index is None else self.entries[index]
+
+    def readable(self, tensor: onnx.TensorProto) -> RandomAccess | None:
+        """Return the bytes of a tensor whose data is in the store; None if its data is in the message.
+
+        Raises:
+            TypeError: the bytes are computed while they are written.
+        """
+        stored = self.get(tensor)
+        if stored is None:
+            return None
+        if not isinstance(stored.content, RandomAccess):
+            raise TypeError(f"tensor {tensor.name!r} is computed while it is written and cannot be read")
+        return stored.content
+
+    def detach(self, tensor: onnx.TensorProto) -> None:
+        """Put the bytes of a tensor into the message, if they are in the store: undoes `attach`. Edits `tensor`."""
+        source = self.readable(tensor)
+        if source is not None:
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = source.read_all().tobytes()
 
 
 def stored_index(tensor: onnx.TensorProto) -> int | None:

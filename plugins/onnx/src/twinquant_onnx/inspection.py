@@ -15,6 +15,9 @@ from twinquant_onnx.rnn import RNN_RULES
 
 __all__ = ["inspect_model"]
 
+_FLOAT = "float model"
+"""The kind of a model that is no twin."""
+
 _COMMON_OPERATORS = 8
 """How many operator types are listed by name."""
 
@@ -33,15 +36,16 @@ def inspect_model(source: Path) -> Sequence[tuple[str, str]]:
     stored = loaded.graph.store.entries
     external = [entry for entry in stored if entry.external]
     producer = " ".join(filter(None, (model.producer_name, model.producer_version))) or "unknown"
+    kind = _kind(operators, loaded)
     return [
-        ("kind", _kind(operators, loaded)),
+        ("kind", kind),
         ("producer", producer),
         ("IR version", str(model.ir_version)),
         ("operator sets", ", ".join(f"{o.domain or 'ai.onnx'} {o.version}" for o in model.opset_import)),
         *(("input", _value(value)) for value in graph.input),
         *(("output", _value(value)) for value in graph.output),
         ("nodes", f"{len(graph.node)}: {common}{f' and {more} more types' if more > 0 else ''}"),
-        ("quantizable layers", str(len(loaded.sites))),
+        *([("quantizable layers", str(len(loaded.sites)))] if kind == _FLOAT else []),
         ("initializers", str(len(graph.initializer))),
         ("big tensors", f"{len(stored)}, {sum(entry.content.nbytes for entry in stored):,} bytes"),
         ("external tensors", f"{len(external)}, {sum(entry.content.nbytes for entry in external):,} bytes"),
@@ -52,10 +56,10 @@ def _kind(operators: Counter[str], loaded: LoadedModel) -> str:
     recurrent = sum(operators[rules.deploy_op_type] for rules in RNN_RULES.values())
     if operators["AscendQuant"] or operators["AscendDequant"] or recurrent:
         layers = operators["AscendDequant"] + recurrent
-        return f"deploy model: {layers} quantized layers, {operators['AscendQuant']} AscendQuant nodes"
+        return f"deploy model, {layers} x quantized layer, {operators['AscendQuant']} x AscendQuant"
     imitated = sum(name.endswith(".fakedequant.mul") for name in loaded.topology.names)
     imitated += sum(name.endswith(".anti_quant.fake_antiquant.mul") for name in loaded.topology.names)
-    return f"fake-quant model: {imitated} quantized layers" if imitated else "float model"
+    return f"fake-quant model, {imitated} x quantized layer" if imitated else _FLOAT
 
 
 def _value(value: onnx.ValueInfoProto) -> str:

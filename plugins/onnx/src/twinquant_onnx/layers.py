@@ -43,9 +43,18 @@ OPERATORS = {
     "Gemm": Operator(LayerKind.GEMM, weight_ranks=(2,)),
     "MatMul": Operator(LayerKind.MATMUL, bias=None, weight_ranks=(2,)),
     "AveragePool": Operator(LayerKind.AVERAGE_POOL, weight=None, bias=None),
-    "LSTM": Operator(LayerKind.LSTM, bias=3, recurrence=2),
-    "GRU": Operator(LayerKind.GRU, bias=3, recurrence=2),
+    "LSTM": Operator(LayerKind.LSTM, bias=3, recurrence=2, weight_ranks=(3,)),
+    "GRU": Operator(LayerKind.GRU, bias=3, recurrence=2, weight_ranks=(3,)),
 }
+
+
+_QUANTIZED = "it is quantized already: this model is a fake-quant twin; give the float model"
+
+_FAKE_SCALES = {
+    ".fakedequant.mul": ".fakedequant.dqscale",
+    ".anti_quant.fake_antiquant.mul": ".anti_quant.fake_antiquant.scale",
+}
+"""The products by which a fake-quant twin returns to real values, and the constants they multiply by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +97,7 @@ class LoadedModel:
     Attributes:
         graph: the model.
         topology: its wiring.
-        layers: every node as the plan sees it, in graph order.
+        layers: every node as the plan sees it, in graph order; then the named nodes of subgraphs, which are refused.
         sites: the quantizable layers by position of their nodes.
     """
 
@@ -99,11 +108,12 @@ class LoadedModel:
 
 
 def analyse(graph: OnnxGraph) -> LoadedModel:
-    """Describe every node of the main graph and find what belongs to each quantizable layer."""
+    """Describe every node and find what belongs to each quantizable layer."""
     main = graph.model.graph
     topology = read_topology(main)
     finder = ConstantFinder(main, topology)
-    types = infer_types(graph)
+    describer = _Describer(graph, topology, finder, infer_types(graph))
+    quantized = _imitated_layers(main, topology)
     layers: list[LayerInfo] = []
     sites: dict[int, Site] = {}
     for index, node in enumerate(main.node):
@@ -113,7 +123,8 @@ def analyse(graph: OnnxGraph) -> LoadedModel:
             refusal = f"it is an operator of the domain {node.domain!r}, not ONNX's own" if foreign else None
             layers.append(LayerInfo(topology.names[index], node.op_type, refusal=refusal))
             continue
-        site = _Describer(graph, topology, finder, types).describe(index, operator)
+        imitated = topology.names[index] in quantized
+        site = _QUANTIZED if imitated else describer.describe(index, operator)
         if isinstance(site, str):
             layers.append(LayerInfo(topology.names[index], node.op_type, operator.kind, refusal=site))
         else:
@@ -124,6 +135,19 @@ def analyse(graph: OnnxGraph) -> LoadedModel:
     inner = {layer.name: layer for node in main.node for layer in _inner_layers(node) if layer.name not in own_names}
     layers.extend(inner.values())
     return LoadedModel(graph, topology, tuple(layers), sites)
+
+
+def _imitated_layers(main: onnx.GraphProto, topology: Topology) -> set[str]:
+    """Return the layers of a fake-quant twin that are quantized already: the product by their scale is there."""
+    found: set[str] = set()
+    for node, name in zip(main.node, topology.names, strict=True):
+        for product, scale in _FAKE_SCALES.items():
+            if node.op_type == "Mul" and name.endswith(product) and len(node.input) == 2:
+                layer = name.removesuffix(product)
+                maker = topology.producer.get(node.input[1])
+                if maker is not None and topology.names[maker] == layer + scale:
+                    found.add(layer)
+    return found
 
 
 def _inner_layers(node: onnx.NodeProto) -> Iterator[LayerInfo]:
@@ -183,7 +207,10 @@ class _Describer:
         if bias is not None and not is_float(bias.tensor):
             return f"its bias is {type_name(bias.tensor.data_type)}, not a float type"
         group, trans_b = _int_attribute(node, "group", 1), bool(_int_attribute(node, "transB", 0))
-        misfit = shape_refusal(operator.kind, weight, recurrence, bias, group=group, trans_b=trans_b)
+        hidden_size = _int_attribute(node, "hidden_size", 0) or None
+        misfit = shape_refusal(
+            operator.kind, weight, recurrence, bias, group=group, trans_b=trans_b, hidden_size=hidden_size
+        )
         if misfit:
             return misfit
         activation = self._activation(index, operator)
@@ -191,18 +218,18 @@ class _Describer:
         if element_type not in FLOAT_TYPES:
             return f"its input is {type_name(element_type)}, not a float type"
         return Site(
-            index,
-            self.topology.names[index],
-            operator,
-            FLOAT_TYPES[element_type],
-            self.types.rank.get(node.input[0]),
-            activation,
-            weight,
-            recurrence,
-            bias,
-            bias_reader,
-            output_node,
-            group,
+            index=index,
+            name=self.topology.names[index],
+            operator=operator,
+            element_type=FLOAT_TYPES[element_type],
+            input_rank=self.types.rank.get(node.input[0]),
+            activation=activation,
+            weight=weight,
+            recurrence=recurrence,
+            bias=bias,
+            bias_reader=bias_reader,
+            output_node=output_node,
+            group=group,
         )
 
     def _element_type(self, node: onnx.NodeProto, activation: Reader, weight: Constant | None) -> int:
@@ -220,9 +247,8 @@ class _Describer:
             return f"its {what} {node.input[slot]!r} (input {slot}) is not constant"
         if not is_float(constant.tensor):
             return f"its {what} {constant.name!r} is {type_name(constant.tensor.data_type)}, not a float type"
-        ranks = operator.weight_ranks if operator.recurrence is None else (3,)
-        if len(constant.stored_shape) not in ranks:
-            allowed = " or ".join(map(str, ranks))
+        if len(constant.stored_shape) not in operator.weight_ranks:
+            allowed = " or ".join(map(str, operator.weight_ranks))
             return (
                 f"its {what} {constant.name!r} has rank {len(constant.stored_shape)}, only rank {allowed} is supported"
             )
@@ -306,7 +332,6 @@ def _info(main: onnx.GraphProto, site: Site) -> LayerInfo:
         packed_lengths=packed,
         has_bias=site.bias is not None,
         weight_shape=weight.stored_shape if weight is not None else None,
-        stands_before=pad_or_layer.name if site.activation.node != site.index else None,
     )
 
 

@@ -8,11 +8,23 @@ import numpy.typing as npt
 import onnx
 from onnx import helper
 
-__all__ = ["AttributeValue", "ascend_dequant", "ascend_quant", "cast", "constant", "make_node", "set_attribute"]
+__all__ = [
+    "ACTIVATION_BITS",
+    "AttributeValue",
+    "ascend_dequant",
+    "ascend_quant",
+    "cast",
+    "constant",
+    "make_node",
+    "set_attribute",
+]
 
 AttributeValue = int | float | str | list[int] | list[float] | list[str]
 
 _ACTIVATION_TYPES = {4: "INT4", 8: "INT8", 16: "INT16"}
+
+ACTIVATION_BITS = {name.encode(): num_bits for num_bits, name in _ACTIVATION_TYPES.items()}
+"""How many bits the attribute `dst_type` of an AscendQuant stands for."""
 
 
 def make_node(op_type: str, name: str, inputs: list[str], outputs: list[str]) -> onnx.NodeProto:

@@ -8,7 +8,10 @@ import onnx
 
 from twinquant_onnx.constants import ConstantFinder
 
-__all__ = ["RNN_RULES", "RnnRules", "rnn_refusal"]
+__all__ = ["QUANT_DTYPES", "RNN_RULES", "RnnRules", "rnn_refusal"]
+
+QUANT_DTYPES = {8: 2, 16: 6}
+"""The recurrent operators' attribute `quant_dtype` by the bits of the activation."""
 
 
 @dataclass(frozen=True, slots=True)

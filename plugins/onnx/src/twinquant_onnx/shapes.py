@@ -20,6 +20,7 @@ def shape_refusal(
     *,
     group: int,
     trans_b: bool,
+    hidden_size: int | None,
 ) -> str | None:
     """Return which shape of a layer does not fit the others, or None if all do.
 
@@ -30,20 +31,23 @@ def shape_refusal(
         bias: its bias, if it has one.
         group: number of groups of a convolution.
         trans_b: a Gemm's weight is stored transposed.
+        hidden_size: what an RNN states as its attribute, or None.
     """
     if weight is None:
         return None
     shape = weight.shape
     if kind in (LayerKind.CONV, LayerKind.CONV_TRANSPOSE) and (group < 1 or shape[0] % group):
         return f"its group is {group}, which does not fit its weight {weight.name!r} of shape {list(shape)}"
+    if recurrence is not None and hidden_size not in (None, recurrence.shape[2]):
+        return f"its hidden_size is {hidden_size}, but its recurrence weight has shape {list(recurrence.shape)}"
     for what, constant, expected in _expected(kind, weight, recurrence, bias, group):
         if constant.shape != expected:
             return f"its {what} {constant.name!r} has shape {list(constant.shape)}; {list(expected)} is expected"
     if kind is LayerKind.GEMM and bias is not None:
         columns = shape[0] if trans_b else shape[1]
         if len(bias.shape) > 2 or bias.shape[-1:] not in ((), (1,), (columns,)):
-            expected = f"one that broadcasts to [rows, {columns}] is expected"
-            return f"its bias {bias.name!r} has shape {list(bias.shape)}; {expected}"
+            wanted = f"one that broadcasts to [rows, {columns}] is expected"
+            return f"its bias {bias.name!r} has shape {list(bias.shape)}; {wanted}"
     return None
 
 

@@ -18,7 +18,7 @@ __all__ = ["MINIMUM_STORED_BYTES", "RAW_LAYOUT_FIELDS", "build_skeleton"]
 MINIMUM_STORED_BYTES = 4096
 """Smaller tensors stay in the message."""
 
-RAW_LAYOUT_FIELDS = {onnx.TensorProto.FLOAT: "float_data", onnx.TensorProto.DOUBLE: "double_data"}
+RAW_LAYOUT_FIELDS: dict[int, str] = {onnx.TensorProto.FLOAT: "float_data", onnx.TensorProto.DOUBLE: "double_data"}
 """Typed fields by element type whose packed encoding equals raw_data, byte for byte."""
 
 _DEEPEST_NESTING = 100
@@ -50,7 +50,7 @@ def _children(message: str) -> dict[int, _Child]:
 _CHILDREN = {message: _children(message) for message in HOLDERS}
 _TENSOR = {name: field.number for name, field in onnx.TensorProto.DESCRIPTOR.fields_by_name.items()}
 _RAW = _TENSOR["raw_data"]
-_TYPED = {data_type: _TENSOR[name] for data_type, name in RAW_LAYOUT_FIELDS.items()}
+_TYPED: dict[int, int] = {data_type: _TENSOR[name] for data_type, name in RAW_LAYOUT_FIELDS.items()}
 _REPLACED = frozenset(
     number for name, number in _TENSOR.items() if name.endswith("_data") and name != "string_data"
 ) | {_TENSOR["data_location"]}

@@ -46,6 +46,15 @@ class RandomAccess(TensorBytes):
     def read_into(self, start: int, out: Bytes) -> None:
         """Fill `out` (uint8, contiguous) with the bytes from `start` on."""
 
+    def read_all(self) -> Bytes:
+        """Return all bytes, uint8 `(nbytes,)`, and close. For tensors that fit into memory."""
+        raw = np.empty(self.nbytes, np.uint8)
+        try:
+            self.read_into(0, raw)
+        finally:
+            self.close()
+        return raw
+
     def blocks(self) -> Iterator[Bytes]:
         """Yield the bytes in blocks of at most `IO_BYTES`, and close."""
         buffer = np.empty(min(self.nbytes, IO_BYTES), np.uint8)

@@ -75,5 +75,5 @@ class TorchFramework(Framework):
         raise UnsupportedModelError(
             "this is a torch model, and this version of twinquant-torch only recognizes those: it cannot quantize them "
             "yet. Export it with torch.onnx.export(model, inputs, 'model.onnx') and save 'model.onnx' with the onnx "
-            "plugin (pip install twinquant[onnx])"
+            'plugin (pip install "twinquant[onnx]")'
         )

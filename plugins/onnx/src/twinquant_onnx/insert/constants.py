@@ -55,6 +55,9 @@ def replace_constants(twin: Twin, topology: Topology, replacements: list[Replace
             copies.append((group, tensor))
         if in_place:
             _replace_in_place(twin, pending[0][0])
+            # Nodes that other groups read through still stand behind the replaced tensor, unread.
+            for index in {index for replacement in wanted for index in replacement.constant.chain}:
+                twin.retype(twin.node(index).output[0])
         for group, tensor in copies:
             _replace_by_copy(twin, group, tensor)
 
@@ -90,8 +93,6 @@ def _replace_in_place(twin: Twin, replacement: Replacement) -> None:
         del node.attribute[:]
         node.attribute.add(name="value", type=onnx.AttributeProto.TENSOR).t.CopyFrom(tensor)
     twin.retype(constant.name)
-    for index in constant.chain:
-        twin.retype(twin.node(index).output[0])
 
 
 def _replace_by_copy(twin: Twin, group: list[Replacement], tensor: onnx.TensorProto) -> None:

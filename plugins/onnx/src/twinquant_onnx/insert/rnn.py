@@ -12,12 +12,9 @@ from twinquant_onnx.insert.activation import add_fake_quant_chain
 from twinquant_onnx.insert.twin import Twin
 from twinquant_onnx.layers import Site
 from twinquant_onnx.operators import AttributeValue, cast, make_node, set_attribute
-from twinquant_onnx.rnn import RNN_RULES
+from twinquant_onnx.rnn import QUANT_DTYPES, RNN_RULES
 
 __all__ = ["insert_rnn"]
-
-_QUANT_DTYPE = {8: 2, 16: 6}
-"""The recurrent operators' number of INT8 and of INT16."""
 
 _INITIAL_H, _INITIAL_C = 5, 6
 
@@ -64,7 +61,7 @@ def _replace_operator(twin: Twin, site: Site, layer: LayerPlan) -> None:
     set_attribute(node, "quant_offset_x", float(layer.activation.offset))
     set_attribute(node, "quant_scale_h", float(reciprocal_scale(hidden.scale)))
     set_attribute(node, "quant_offset_h", float(hidden.offset))
-    set_attribute(node, "quant_dtype", _QUANT_DTYPE[layer.activation.num_bits])
+    set_attribute(node, "quant_dtype", QUANT_DTYPES[layer.activation.num_bits])
 
 
 def _recurrent_columns(site: Site) -> int:

@@ -16,11 +16,11 @@ from twinquant_onnx.verify.deploy_layers import DEPLOY_RNN
 from twinquant_onnx.verify.dynamic import judge_on_data
 from twinquant_onnx.verify.feeds import check_feeds, has_free_lengths, random_feeds
 from twinquant_onnx.verify.pairing import pair_twins
-from twinquant_onnx.verify.simulator import DeploySimulator, simulate
+from twinquant_onnx.verify.simulator import DeploySimulator
 from twinquant_onnx.verify.static import check_contents
 from twinquant_onnx.verify.twin import Twin, read_twin
 
-__all__ = ["DeploySimulator", "simulate", "verify_twins"]
+__all__ = ["DeploySimulator", "verify_twins"]
 
 _DEVICE_OPERATORS = {"AscendQuant", "AscendDequant", *DEPLOY_RNN}
 
@@ -34,7 +34,8 @@ def verify_twins(fake_quant: Path, deploy: Path, data: Mapping[str, Any] | None 
         data: arrays by input name; None means seeded random input.
 
     Returns:
-        one verdict a layer, one an output, and what disagrees outside of any layer.
+        one verdict a layer, one an output, and what disagrees outside of any layer. What is wired or shaped differently
+        in the deploy twin is not run.
 
     Raises:
         ModelFileError: a file cannot be read.

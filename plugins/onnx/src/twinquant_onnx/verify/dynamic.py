@@ -108,11 +108,16 @@ def judge_on_data(pairing: Pairing, feeds: Mapping[str, Array]) -> tuple[dict[st
 
 
 class _FreeRun:
-    """The deploy twin running on its own intermediate results; what goes wrong is a finding, not an error."""
+    """The deploy twin running on its own intermediate results, if it is built as the fake-quant twin is.
+
+    What goes wrong is a finding, not an error.
+    """
 
     def __init__(self, pairing: Pairing, feeds: Mapping[str, Array], uses: Counter[str]) -> None:
         self.problem: str | None = None
         self._stream: _Stream | None = None
+        if pairing.findings.built_differently:
+            return
         try:
             simulator = DeploySimulator(pairing.deploy, uses, pairing.input_scales)
             self._stream = _Stream(simulator.stream(feeds), uses)
@@ -169,6 +174,10 @@ def _judge_isolated(pairing: Pairing, layer: DeployLayer | RnnPair, taken: list[
     problems: list[str] = []
     notes: tuple[str, ...] = ()
     judgement: Judgement | None = None
+    built_differently = pairing.findings.built_differently
+    padded = isinstance(layer, DeployLayer) and bool(layer.path)
+    if name in built_differently or (padded and None in built_differently):
+        return LayerVerdict(name, op_type, False, mode=mode)
     try:
         if isinstance(layer, RnnPair):
             problems, judgement = _judge_rnn(pairing, layer, taken)

@@ -8,12 +8,11 @@ import numpy as np
 import onnx
 
 from twinquant.numerics import integer_range
+from twinquant_onnx.operators import ACTIVATION_BITS
 from twinquant_onnx.verify.chains import read_chain
 from twinquant_onnx.verify.correspondence import FakeDequant, Pairing
 
 __all__ = ["INSERTED", "check_bias_casts"]
-
-_BITS = {b"INT4": 4, b"INT8": 8, b"INT16": 16}
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, onnx.AttributeProto]:
@@ -54,14 +53,18 @@ def _pair_quant(pairing: Pairing, index: int) -> list[str]:
     given = _attributes(node)
     if given.keys() != {"scale", "offset", "dst_type"}:
         return [*problems, f"{what} has attributes {sorted(given)}, expected dst_type, offset and scale"]
+    owner = pairing.findings.owners.get(index)
     if np.float32(given["scale"].f) != chain.scale:
-        problems.append(f"{what}: scale is {given['scale'].f!r}, in the fake-quant twin {float(chain.scale)!r}")
+        text = f"{what}: scale is {given['scale'].f!r}, in the fake-quant twin {float(chain.scale)!r}"
+        pairing.findings.add(text, owner)
     if given["offset"].f != chain.offset:
-        problems.append(f"{what}: offset is {given['offset'].f!r}, in the fake-quant twin {chain.offset!r}")
-    bits = _BITS.get(given["dst_type"].s)
+        text = f"{what}: offset is {given['offset'].f!r}, in the fake-quant twin {chain.offset!r}"
+        pairing.findings.add(text, owner)
+    bits = ACTIVATION_BITS.get(given["dst_type"].s)
     if bits is None or integer_range(bits) != (chain.low, chain.high):
         kind = given["dst_type"].s.decode(errors="replace")
-        problems.append(f"{what}: dst_type is {kind!r}, the fake-quant twin clips to [{chain.low:g}, {chain.high:g}]")
+        text = f"{what}: dst_type is {kind!r}, the fake-quant twin clips to [{chain.low:g}, {chain.high:g}]"
+        pairing.findings.add(text, owner)
     return problems
 
 
@@ -147,12 +150,12 @@ def check_bias_casts(pairing: Pairing) -> dict[int, str]:
         needed = layer.bias is not None and "dst_type" in quant and quant["dst_type"].s == b"INT4"
         if needed != (layer.bias_cast is not None):
             text = "is missing: 4-bit activations need it" if needed else "is there without 4-bit activations"
-            pairing.findings.add(f"the Cast of the bias to float {text}", layer.name)
+            pairing.findings.add_structural([f"the Cast of the bias to float {text}"], layer.name)
         if layer.bias_cast is None:
             continue
         cast = pairing.deploy.node(layer.bias_cast)
         if re.fullmatch(re.escape(layer.name) + r"\.bias_quant(_\d+)?", cast.name):
             found[layer.bias_cast] = layer.name
             if [(a.name, a.i) for a in cast.attribute] != [("to", onnx.TensorProto.FLOAT)]:
-                pairing.findings.add(f"Cast {cast.name!r} does not cast to FLOAT", layer.name)
+                pairing.findings.add_structural([f"Cast {cast.name!r} does not cast to FLOAT"], layer.name)
     return found

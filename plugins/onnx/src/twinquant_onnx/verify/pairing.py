@@ -38,8 +38,7 @@ def pair_twins(deploy: Twin, fake: Twin) -> Pairing:
     """Match two twins node by node, in the deploy twin's order; every difference in structure is among the findings."""
     findings = Findings()
     layers, problems = find_layers(deploy)
-    for problem in problems:
-        findings.add(problem)
+    findings.add_structural(problems)
     pairing = Pairing(deploy, fake, layers, findings)
     rnns = {rnn.index: rnn for rnn in find_rnns(deploy)}
     findings.owners.update({rnn.index: rnn.name for rnn in rnns.values()})
@@ -166,8 +165,7 @@ def _pads_with_zero(pairing: Pairing, index: int) -> bool:
 
 def _add_rnn(pairing: Pairing, rnn: DeployRnn) -> None:
     made, problems = pair_rnn(pairing.deploy, pairing.fake, rnn, pairing.tensors)
-    for problem in problems:
-        pairing.findings.add(problem, rnn.name)
+    pairing.findings.add_structural(problems, rnn.name)
     if made is not None:
         pairing.rnns[rnn.index] = made
         pairing.counterparts[rnn.index] = made.index

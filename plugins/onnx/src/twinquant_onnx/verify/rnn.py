@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from twinquant_onnx.rnn import QUANT_DTYPES
 from twinquant_onnx.topology import MAIN_DOMAINS
 from twinquant_onnx.verify.chains import Chain, read_chain
 from twinquant_onnx.verify.deploy_layers import DeployRnn
 from twinquant_onnx.verify.twin import Twin
 
 __all__ = ["RnnPair", "pair_rnn"]
-
-_QUANT_DTYPE = {8: 2, 16: 6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +135,7 @@ def _compare_attributes(what: str, deploy: Twin, fake: Twin, pair: RnnPair) -> l
     for name, chain in zip(("x", "h"), pair.chains, strict=True):
         expected[f"quant_scale_{name}"] = float(chain.scale)
         expected[f"quant_offset_{name}"] = chain.offset
-        expected["quant_dtype"] = _QUANT_DTYPE.get(chain.num_bits or 0)
+        expected["quant_dtype"] = QUANT_DTYPES.get(chain.num_bits or 0)
     problems = [
         f"{what}: {name} is {given.get(name)!r}, expected {value!r} as in the fake-quant twin"
         for name, value in expected.items()

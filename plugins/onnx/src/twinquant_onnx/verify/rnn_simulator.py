@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from twinquant.errors import VerificationError
 from twinquant.numerics import unpack_dequant_parameter, unpack_int4_along
 from twinquant_onnx.graph import OnnxGraph, TensorStore
-from twinquant_onnx.rnn import RNN_RULES
+from twinquant_onnx.rnn import QUANT_DTYPES, RNN_RULES
 from twinquant_onnx.run import Pipeline
 from twinquant_onnx.verify.deploy_layers import DeployRnn
 from twinquant_onnx.verify.rnn_tensors import split_scales
@@ -24,7 +24,7 @@ __all__ = ["RnnSimulator"]
 
 Array = npt.NDArray[Any]
 
-_BITS = {2: 8, 6: 16}
+_BITS = {number: bits for bits, number in QUANT_DTYPES.items()}
 
 
 class RnnSimulator:
@@ -96,11 +96,13 @@ class RnnSimulator:
             )
         real = {"sequence_lens": arrays["sequence_lens"]} if "sequence_lens" in arrays else {}
         for name, quantizer in zip(("X", "initial_h"), self.quantizers, strict=True):
-            real[name] = quantizer(arrays[name]) * (np.float32(1.0) / np.float32(quantizer.reciprocal))
+            with np.errstate(all="ignore"):
+                real[name] = quantizer(arrays[name]) * (np.float32(1.0) / np.float32(quantizer.reciprocal))
         if "initial_c" in arrays:
             real["initial_c"] = arrays["initial_c"].astype(np.float32)
         try:
-            weights = self._weights(arrays["X"].shape[-1])
+            with np.errstate(all="ignore"):
+                weights = self._weights(arrays["X"].shape[-1])
         except ValueError as error:
             raise VerificationError(f"layer {self.rnn.name!r}: its tensors do not fit each other: {error}") from error
         slots = [

@@ -21,6 +21,7 @@ from twinquant.verification import (
     convolve_transposed,
     multiply,
 )
+from twinquant_onnx.operators import ACTIVATION_BITS
 from twinquant_onnx.run import Pipeline
 from twinquant_onnx.verify.deploy_layers import DeployLayer
 from twinquant_onnx.verify.geometry import convolution_window, read_groups, transposed_window
@@ -29,8 +30,6 @@ from twinquant_onnx.verify.twin import Twin
 __all__ = ["LayerResult", "LayerSimulator", "Quantizer", "read_quantizer", "without_zero_value"]
 
 Array = npt.NDArray[Any]
-
-_BITS = {b"INT4": 4, b"INT8": 8, b"INT16": 16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,8 @@ class Quantizer:
 
     def __call__(self, x: Array) -> Array:
         """Quantize; return the integers with the offset subtracted, as float32: exact, and 0 means real zero."""
-        integers = quantize_activation(x, self.reciprocal, self.offset, self.num_bits)
+        with np.errstate(all="ignore"):
+            integers = quantize_activation(x, self.reciprocal, self.offset, self.num_bits)
         return np.asarray(np.subtract(integers, self.offset, dtype=np.float32))
 
 
@@ -67,7 +67,7 @@ def read_quantizer(node: onnx.NodeProto) -> Quantizer:
     absent = [name for name in ("scale", "offset", "dst_type") if name not in given]
     if absent:
         raise VerificationError(f"{node.op_type} {node.name!r} has no attribute {absent[0]!r}")
-    bits = _BITS.get(given["dst_type"].s)
+    bits = ACTIVATION_BITS.get(given["dst_type"].s)
     offset = given["offset"].f
     if bits is None or not np.isfinite(offset) or offset != int(offset):
         kind = given["dst_type"].s.decode(errors="replace")
@@ -161,10 +161,10 @@ class LayerSimulator:
         except ValueError as error:
             raise VerificationError(f"layer {self.layer.name!r} cannot be computed on {x.shape}: {error}") from error
         scale = self._scale(accumulator.total)
-        allowed = allowed_difference(accumulator, scale)
-        if not exact and accumulator.magnitude is not None:
-            allowed = RELATIVE_TOLERANCE * accumulator.magnitude.astype(np.float64) * scale
-        with np.errstate(over="ignore", under="ignore"):
+        with np.errstate(all="ignore"):
+            allowed = allowed_difference(accumulator, scale)
+            if not exact and accumulator.magnitude is not None:
+                allowed = RELATIVE_TOLERANCE * accumulator.magnitude.astype(np.float64) * scale
             product = accumulator.total.astype(np.float32) * scale
             dequant = self._twin.node(self.layer.dequant)
             to_float16 = any(a.name == "dtype" and a.i == 1 for a in dequant.attribute)

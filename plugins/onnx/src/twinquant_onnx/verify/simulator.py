@@ -19,7 +19,7 @@ from twinquant_onnx.verify.rnn_simulator import RnnSimulator
 from twinquant_onnx.verify.semantics import LayerSimulator, read_quantizer, without_zero_value
 from twinquant_onnx.verify.twin import Twin, read_twin
 
-__all__ = ["DeploySimulator", "simulate"]
+__all__ = ["DeploySimulator"]
 
 Array = npt.NDArray[Any]
 
@@ -117,8 +117,3 @@ def _anti_quant_step(node: onnx.NodeProto) -> ArrayStep:
         return [x[0] * factor]
 
     return ArrayStep((node.input[0],), (node.output[0],), go_back)
-
-
-def simulate(deploy: Path, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Run a deploy model once and return its outputs by name; see `DeploySimulator`."""
-    return DeploySimulator(deploy).run(feeds)

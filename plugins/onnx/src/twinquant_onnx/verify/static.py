@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 
 from twinquant.numerics import unpack_dequant_parameter
-from twinquant_onnx.constants import Constant
+from twinquant_onnx.constants import FLOAT_TYPES, Constant
 from twinquant_onnx.layers import OPERATORS
 from twinquant_onnx.topology import MAIN_DOMAINS
 from twinquant_onnx.verify.contents import Data, compare_bytes, compare_integers
@@ -48,10 +48,8 @@ def check_contents(pairing: Pairing) -> None:
         for problem in comparison.problems:
             findings.add(problem, pair.rnn.name)
     covered_fake.update(dequant.scale for dequant in pairing.dequants.values())
-    for problem in _compare_initializers(pairing, covered_deploy, covered_fake):
-        findings.add(problem)
-    for problem in _compare_interfaces(pairing.deploy.graph.model, pairing.fake.graph.model):
-        findings.add(problem)
+    _compare_initializers(pairing, covered_deploy, covered_fake)
+    findings.add_structural(_compare_interfaces(pairing.deploy.graph.model, pairing.fake.graph.model))
 
 
 def _tensors(pairing: Pairing, layer: DeployLayer) -> list[tuple[str, Constant | None, Constant | None, int | None]]:
@@ -125,34 +123,36 @@ def _check_parameter(pairing: Pairing, layer: DeployLayer) -> str | None:
     )
 
 
-def _compare_initializers(pairing: Pairing, covered_deploy: set[str], covered_fake: set[str]) -> list[str]:
-    one, two = (
-        {tensor.name: tensor for tensor in twin.graph.model.graph.initializer}
-        for twin in (pairing.deploy, pairing.fake)
-    )
-    chain_constants = {name for chain in pairing.chains.values() for name in _inputs(pairing.fake, chain.nodes)}
-    problems = [f"only the deploy twin has tensor {n!r}" for n in one if n not in two and n not in covered_deploy]
-    problems += [
-        f"only the fake-quant twin has tensor {n!r}"
-        for n in two
-        if n not in one and n not in covered_fake and n not in chain_constants
-    ]
+def _compare_initializers(pairing: Pairing, covered_deploy: set[str], covered_fake: set[str]) -> None:
+    """Compare all tensors that belong to no quantized layer."""
+    findings = pairing.findings
+    mains = [twin.graph.model.graph for twin in (pairing.deploy, pairing.fake)]
+    one, two = ({tensor.name: tensor for tensor in main.initializer} for main in mains)
+    in_chains = {name for chain in pairing.chains.values() for name in _inputs(pairing.fake, chain.nodes)}
+    for name in one:
+        if name not in two and name not in covered_deploy:
+            findings.add(f"only the deploy twin has tensor {name!r}")
+    for name in two:
+        if name not in one and name not in covered_fake and name not in in_chains:
+            findings.add(f"only the fake-quant twin has tensor {name!r}")
     for name in one.keys() & two.keys():
-        if name in covered_deploy and name in covered_fake:
-            continue
-        difference = compare_bytes(f"tensor {name!r}", _data(pairing.deploy, one[name]), _data(pairing.fake, two[name]))
-        problems += [difference] if difference else []
-    sparse = [
-        {t.values.name: t for t in twin.graph.model.graph.sparse_initializer} for twin in (pairing.deploy, pairing.fake)
-    ]
-    problems += [f"only one twin has sparse tensor {name!r}" for name in sparse[0].keys() ^ sparse[1].keys()]
+        if not (name in covered_deploy and name in covered_fake):
+            _compare_tensor(pairing, f"tensor {name!r}", one[name], two[name])
+    sparse = [{tensor.values.name: tensor for tensor in main.sparse_initializer} for main in mains]
+    findings.add_structural(f"only one twin has sparse tensor {name!r}" for name in sparse[0].keys() ^ sparse[1].keys())
     for name in sparse[0].keys() & sparse[1].keys():
         for part in ("values", "indices"):
-            parts = (getattr(tensors[name], part) for tensors in sparse)
-            left, right = (_data(twin, t) for twin, t in zip((pairing.deploy, pairing.fake), parts, strict=True))
-            difference = compare_bytes(f"sparse tensor {name!r} ({part})", left, right)
-            problems += [difference] if difference else []
-    return problems
+            left, right = (getattr(tensors[name], part) for tensors in sparse)
+            _compare_tensor(pairing, f"sparse tensor {name!r} ({part})", left, right)
+
+
+def _compare_tensor(pairing: Pairing, what: str, deploy: onnx.TensorProto, fake: onnx.TensorProto) -> None:
+    """Compare two tensors bit for bit; integers may be lengths, so that a difference is one of structure."""
+    difference = compare_bytes(what, _data(pairing.deploy, deploy), _data(pairing.fake, fake))
+    if difference and deploy.data_type in FLOAT_TYPES and deploy.dims == fake.dims:
+        pairing.findings.add(difference)
+    elif difference:
+        pairing.findings.add_structural([difference])
 
 
 def _inputs(twin: Twin, nodes: frozenset[int]) -> set[str]:
