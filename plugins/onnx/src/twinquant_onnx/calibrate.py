@@ -17,7 +17,7 @@ from twinquant_onnx.constants import type_name
 from twinquant_onnx.graph import OnnxGraph
 from twinquant_onnx.insert.twin import drop_op_data_type
 from twinquant_onnx.layers import LoadedModel, Site
-from twinquant_onnx.sessions import ORT_ERRORS, from_value, inline_stored, node_reads, shareable, to_value
+from twinquant_onnx.sessions import ORT_ERRORS, from_value, node_reads, shareable, to_value
 from twinquant_onnx.traversal import tensors_in
 
 __all__ = ["describe_inputs", "tap_model"]
@@ -235,7 +235,7 @@ def _session(
             shared[tensor.name] = array
     for tensor, _ in tensors_in(model):
         if tensor.name not in shared:
-            inline_stored(tensor, graph.store)
+            graph.store.detach(tensor)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     # The arena of ONNX Runtime stays on: without it, its buffers and the observers' small arrays fragment the heap, and

@@ -22,7 +22,6 @@ __all__ = [
     "ORT_ERRORS",
     "PieceSessions",
     "from_value",
-    "inline_stored",
     "is_array",
     "node_reads",
     "shareable",
