@@ -129,6 +129,7 @@ def test_the_onnx_extra_brings_neither_torch_nor_caffe(wheels):
         "rich",
         "onnx",
         "onnxruntime",
+        "onnxruntime-extensions",
     }
 
 

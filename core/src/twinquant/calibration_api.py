@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,9 @@ from twinquant.calibration.flow import Calibrated, Request, run_calibration
 from twinquant.calibration.manifest import Manifest
 from twinquant.calibration.settings import ConfigLike
 from twinquant.data import DataOptions
-from twinquant.errors import OutputWriteError
+from twinquant.errors import OutputPathError, OutputWriteError
 from twinquant.outputs import DualOutput, parse_save_path
+from twinquant.outputs.ownership import check_not_inputs
 from twinquant.records import RecordSet, format_records, write_record_file
 from twinquant.registry import Framework, notify_saved, select_framework
 from twinquant.saving import flavors_of, write_twins
@@ -67,7 +68,7 @@ def calibrate(
         model: the float model: a path, or an object of its framework.
         data: a folder of images, or of .npy or .npz files; an .npz file (arrays by input name) or an .npy file; an
             array, or a dict of arrays by input name; any iterable of batches (arrays or such dicts); a data loader.
-        record_file: the record file.
+        record_file: the record file; its folder is made if it is missing.
         config: a JSON or .cfg file, a dict of overrides such as `{"activation_algorithm": "hfmg", "asymmetric":
             False}`, or a `QuantConfig`; None means the defaults.
         batch_num: how many batches are used; None: what the configuration says, or 32.
@@ -94,10 +95,13 @@ def calibrate(
     """
     tell = progress or (lambda _step, _fraction: None)
     path = Path(record_file)
+    outputs = [path] if prepared_model is None else [path, Path(prepared_model)]
+    _check_outputs(outputs, (model, data, config))
     chosen = select_framework(model, framework)
     state_file = path.with_name(path.name + _STATE_ENDING) if resume else None
     request = Request(model, data, config, batch_num, options or DataOptions(), workers, state_file)
     calibrated = run_calibration(chosen, request, tell)
+    _check_outputs(outputs, calibrated.inputs)
     if prepared_model is not None:
         _write_prepared(chosen, calibrated, Path(prepared_model))
     elif calibrated.changed:
@@ -108,6 +112,7 @@ def calibrate(
             path,
             len(calibrated.changed),
         )
+    _make_folder(path)
     write_record_file(calibrated.records, path)
     calibrated.checkpoint.discard()
     tell("done", 1.0)
@@ -182,10 +187,26 @@ def quantize(
     return QuantizeResult(output, calibrated.records, calibrated.manifest)
 
 
-def _write_prepared(framework: Framework, calibrated: Calibrated, path: Path) -> None:
-    """Write the model that the records are for; files of these names are replaced one by one."""
+def _check_outputs(outputs: Sequence[Path], sources: Sequence[Any]) -> None:
+    """Refuse to replace a folder, or a file that is read."""
+    inputs = [Path(source) for source in sources if isinstance(source, (str, os.PathLike))]
+    for path in outputs:
+        if path.is_dir():
+            raise OutputPathError(f"{str(path)!r} is a folder; give the name of a file")
+        check_not_inputs([path.name], path.parent, inputs)
+
+
+def _make_folder(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputPathError(f"the folder of {str(path)!r} cannot be made: {error.strerror or error}") from error
+
+
+def _write_prepared(framework: Framework, calibrated: Calibrated, path: Path) -> None:
+    """Write the model that the records are for; files of these names are replaced one by one."""
+    _make_folder(path)
+    try:
         with tempfile.TemporaryDirectory(prefix=".twinquant-", dir=path.parent) as folder:
             model, *others = framework.write_float(calibrated.graph, Path(folder), path.name)
             for file in (*others, model):

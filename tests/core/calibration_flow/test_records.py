@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import twinquant
-from twinquant.errors import CapabilityError, ConfigError, DataError
+from twinquant.errors import CapabilityError, ConfigError, DataError, OutputPathError
 from twinquant.records import parse_record_file
 
 WEIGHT = np.array([[1.0, -2.0], [0.5, 0.25], [-0.125, 4.0]], np.float32)
@@ -131,6 +131,30 @@ def test_a_constant_activation_gives_a_record_that_represents_it(toy, model, alg
     grid = (np.arange(-128, 128) - record.offset_d) * record.scale_d
     assert np.abs(grid - value).min() <= record.scale_d
     assert record.scale_d > 0
+
+
+def test_the_folder_of_the_record_is_made(toy, model, batches, tmp_path):
+    twinquant.calibrate(model, batches, tmp_path / "new" / "folder" / "record.txt", batch_num=4)
+    assert (tmp_path / "new" / "folder" / "record.txt").exists()
+
+
+@pytest.mark.parametrize("which", ["record_file", "prepared_model"])
+@pytest.mark.parametrize("source", ["net.toy", "data.npz", "config.cfg"])
+def test_no_output_replaces_what_is_read(toy, model, batches, tmp_path, which, source):
+    np.savez(tmp_path / "data.npz", x=batches[0])
+    (tmp_path / "config.cfg").write_text("batch_num: 1")
+    outputs = {"record_file": tmp_path / "record.txt", which: tmp_path / source}
+    before = (tmp_path / source).read_bytes()
+    with pytest.raises(OutputPathError, match=r"would replace an input"):
+        twinquant.calibrate(model, tmp_path / "data.npz", config=tmp_path / "config.cfg", **outputs)
+    assert (tmp_path / source).read_bytes() == before
+    assert toy.runs == []
+
+
+def test_a_folder_as_record_is_an_error_before_anything_runs(toy, model, batches, tmp_path):
+    with pytest.raises(OutputPathError, match="is a folder; give the name of a file"):
+        twinquant.calibrate(model, batches, tmp_path, batch_num=4)
+    assert toy.runs == []
 
 
 # what is wrong with the data

@@ -6,7 +6,7 @@ Needs pytest (`pip install "twinquant-core[testing]"`). See `FrameworkContract` 
 import pytest
 
 # Before the modules are imported: pytest then explains their failed assertions value by value.
-for _module in ("lowering", "recognition", "saving"):
+for _module in ("calibrating", "lowering", "recognition", "saving"):
     pytest.register_assert_rewrite(f"twinquant.testing.{_module}")
 
 from twinquant.testing.contract import FrameworkContract  # noqa: E402  after the registration

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from twinquant.testing.calibrating import CalibrationContract
 from twinquant.testing.lowering import LoweringContract
 from twinquant.testing.recognition import RecognitionContract
 from twinquant.testing.saving import SavingContract
@@ -9,7 +10,7 @@ from twinquant.testing.saving import SavingContract
 __all__ = ["FrameworkContract"]
 
 
-class FrameworkContract(RecognitionContract, LoweringContract, SavingContract):
+class FrameworkContract(RecognitionContract, LoweringContract, SavingContract, CalibrationContract):
     """A framework is supported when these tests pass unchanged.
 
     Inherit, name the framework, and build a tiny model; pytest does the rest:

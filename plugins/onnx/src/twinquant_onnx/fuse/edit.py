@@ -13,7 +13,7 @@ from onnx import helper
 from twinquant_onnx.constants import FLOAT_TYPES, raw_bytes
 from twinquant_onnx.fuse.chains import Chain
 from twinquant_onnx.fuse.weight import FusedWeight
-from twinquant_onnx.graph import OnnxGraph
+from twinquant_onnx.graph import OnnxGraph, TensorStore
 from twinquant_onnx.topology import Reader, Topology, captured_names, defined_names
 from twinquant_onnx.traversal import graphs_in
 
@@ -36,7 +36,8 @@ class _Edit:
 
     def __init__(self, graph: OnnxGraph, topology: Topology) -> None:
         self._topology = topology
-        self._store = graph.store.copy()
+        # Not its memory of integers: that goes by name, and fused weights keep their names.
+        self._store = TensorStore(list(graph.store.entries))
         self._inputs = graph.inputs
         self._model = onnx.ModelProto()
         self._model.CopyFrom(graph.model)
