@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +80,12 @@ def test_a_twin_is_not_quantized_again(files):
     for twin, reason in (("fake_quant", "quantized already"), ("deploy", "is INT8, not a float type")):
         with pytest.raises(RecordLayerError, match=reason):
             amct.save_model(f"{save_path}_{twin}_model.onnx", record, f"{save_path}_again")
+
+
+def test_a_save_does_without_onnx_runtime(files):
+    program = (
+        "import sys; from twinquant_onnx import amct; amct.save_model(*sys.argv[1:])\n"
+        "print('onnxruntime' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *files], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 
 from twinquant.errors import UnsupportedModelError
-from twinquant_onnx.calibrate import describe_inputs
 from twinquant_onnx.graph import OnnxGraph
 from twinquant_onnx.insert.twin import drop_op_data_type
 from twinquant_onnx.modified.job import CalibrationJob
@@ -55,6 +54,9 @@ def data_inputs(graph: OnnxGraph) -> dict[str, str]:
     Raises:
         UnsupportedModelError: there is none, or one cannot be stored.
     """
+    # Brings ONNX Runtime, which loading a model in order to save it does without.
+    from twinquant_onnx.calibrate import describe_inputs
+
     types = {value.name: value.dtype for value in describe_inputs(graph)}
     for name, dtype in types.items():
         if dtype not in INPUT_OPERATORS and dtype not in _WIDENED:
