@@ -125,8 +125,8 @@ class StreamSource(DataSource):
         if not self._spooling:
             return
         if self._spool is None:
-            # Open as long as the source; close() ends it.
-            self._spool = tempfile.NamedTemporaryFile(prefix="twinquant-", suffix=".batches")  # noqa: SIM115
+            spool = tempfile.NamedTemporaryFile(prefix="twinquant-", suffix=".batches")  # noqa: SIM115  close() ends it
+            self._spool = spool
         self._spool.seek(0, 2)
         self._starts.append(self._spool.tell())
         self._dtypes = {name: array.dtype for name, array in feeds.items()}

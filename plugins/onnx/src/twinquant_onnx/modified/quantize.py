@@ -49,7 +49,8 @@ class Habit:
     @classmethod
     def of(cls, *, config: StrPath, model: StrPath, modified: StrPath, record: StrPath) -> Habit:
         """Return the files by absolute paths: the modified model may run in another working folder."""
-        return cls(*(Path(os.path.abspath(path)) for path in (config, model, modified, record)))  # noqa: PTH100
+        files = (config, model, modified, record)
+        return cls(*(Path(os.path.abspath(path)) for path in files))  # noqa: PTH100  Path.absolute keeps the ".."
 
 
 def make_calibrating_model(files: Habit, *, keep_batches: bool = False) -> CalibrationJob:
