@@ -10,13 +10,14 @@ import numpy.typing as npt
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-__all__ = ["ARTIFACTS", "HELD_OUT", "SEED", "Digits", "as_input", "split"]
+__all__ = ["ARTIFACTS", "CALIBRATION", "HELD_OUT", "SEED", "Digits", "as_input", "split"]
 
 ARTIFACTS = Path(__file__).resolve().parents[2] / "plugins" / "onnx" / "src" / "twinquant_onnx" / "demo"
 """Where the trained model, its record and the held-out digits are stored: they ship in the twinquant-onnx wheel."""
 
 SEED = 2024
 HELD_OUT = 450
+CALIBRATION = 320
 
 
 @dataclass(frozen=True, slots=True)

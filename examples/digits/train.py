@@ -1,4 +1,4 @@
-"""Train the digits network with PyTorch, fold its BatchNorms, and store it as ONNX with the held-out digits.
+"""Train the digits network with PyTorch, fold its BatchNorms, and store it as ONNX; store the digits of the demo.
 
 Needs torch 2.13.0, scikit-learn and onnx; see README.md beside this script.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from dataset import ARTIFACTS, SEED, Digits, as_input, split
+from dataset import ARTIFACTS, CALIBRATION, SEED, Digits, as_input, split
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
@@ -144,12 +144,13 @@ def build_model(parameters: Parameters) -> onnx.ModelProto:
 
 
 def main() -> None:
-    """Train, fuse, compare the two, and store the model and the held-out digits."""
+    """Train, fuse, compare the two, and store the model, the first training digits and the held-out digits."""
     training, held_out = split()
     net = train(training)
     model = build_model(fused_parameters(net))
 
     onnx.save(model, ARTIFACTS / "digits.onnx")
+    np.savez_compressed(ARTIFACTS / "calibration_digits.npz", image=as_input(training.images[:CALIBRATION]))
     np.savez_compressed(ARTIFACTS / "held_out_digits.npz", images=held_out.images, labels=held_out.labels)
 
     with torch.no_grad():

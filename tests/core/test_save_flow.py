@@ -388,3 +388,8 @@ def test_verify_first_finishes_a_save_that_was_killed(verifying, tmp_path):
     (staging / "journal.json").write_text('{"version": 1, "moves": [["d.tiny", "new", "live"]]}')
     twinquant.verify(tmp_path / "f.tiny", tmp_path / "d.tiny")
     assert names(tmp_path) == {"d.tiny"}
+
+
+def test_an_option_that_the_framework_does_not_know_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="fake_quant_stile: the onnx framework has no such option"):
+        twinquant.save_model("m.onnx", "record.txt", tmp_path / "out" / "m", fake_quant_stile="python")

@@ -103,7 +103,7 @@ def test_the_meta_wheel_holds_no_code(wheels):
 
 def test_the_onnx_wheel_carries_the_demo(wheels):
     demo = {Path(entry).name for entry in names_in(wheels["twinquant-onnx"]) if "/demo/" in entry}
-    assert {"digits.onnx", "digits_record.txt", "held_out_digits.npz"} <= demo
+    assert {"digits.onnx", "digits_record.txt", "calibration_digits.npz", "held_out_digits.npz"} <= demo
 
 
 def test_the_core_demands_three_packages_only(wheels):
@@ -156,5 +156,5 @@ def test_core_and_onnx_wheels_run_the_demo_without_the_others(wheels, tmp_path):
     assert all(Path(file).is_relative_to(target) for file in files)
 
     demo = subprocess.run([*python, "-m", "twinquant", "demo", "--folder", "demo"], **shared).stdout
-    assert "accuracy of the deploy twin" in demo
-    assert (tmp_path / "demo" / "digits_deploy_model.onnx").exists()
+    assert "simulated deploy" in demo
+    assert (tmp_path / "demo" / "ifmr" / "digits_deploy_model.onnx").exists()

@@ -35,6 +35,7 @@ def save_model(
     framework: str | None = None,
     durable: bool = False,
     progress: Callable[[str, float], None] | None = None,
+    **options: Any,
 ) -> DualOutput:
     """Quantize a model with measured factors and write its twins: fake-quant and deploy.
 
@@ -48,12 +49,14 @@ def save_model(
         framework: name of the framework; None means the one that claims the graph most strongly.
         durable: wait until the disk has everything, so that a power loss cannot undo the save.
         progress: called with what happens next and the fraction that is done, 0 to 1.
+        **options: settings that only the model's framework knows; its documentation lists them.
 
     Returns:
         The files, and the plan that says what was inserted where.
 
     Raises:
-        ArgumentError: `save_type` is none of the three, `framework` names none, or a path is no path.
+        ArgumentError: `save_type` is none of the three, `framework` names none, a path is no path, or the framework has
+            no such option.
         PluginError: no plugin, or more than one, can handle the graph.
         RecordError: the record is wrong, or does not fit the graph.
         ModelError: the model is damaged, unsupported, or cannot be quantized.
@@ -64,7 +67,7 @@ def save_model(
     tell = progress or (lambda _step, _fraction: None)
 
     tell("reading the record", 0.0)
-    chosen = select_framework(graph, framework)
+    chosen = select_framework(graph, framework).with_options(options)
     records = record_file if isinstance(record_file, RecordSet) else parse_record_file(record_file)
     tell("loading the model", 0.05)
     model = chosen.load(graph)

@@ -58,6 +58,7 @@ def calibrate(
     workers: int | Executor = 1,
     resume: bool = True,
     progress: Callable[[str, float], None] | None = None,
+    **framework_options: Any,
 ) -> RecordSet:
     """Find the factors of a model and write them to a record file, which is replaced when they are complete.
 
@@ -80,6 +81,7 @@ def calibrate(
         resume: keep the state in a file beside the record, `<record_file>.unfinished`, and go on from there if an
             earlier run of the same calibration was cut off.
         progress: called with what happens next and the fraction that is done, 0 to 1.
+        **framework_options: settings that only the model's framework knows; its documentation lists them.
 
     Returns:
         The records.
@@ -97,7 +99,7 @@ def calibrate(
     path = Path(record_file)
     outputs = [path] if prepared_model is None else [path, Path(prepared_model)]
     _check_outputs(outputs, (model, data, config))
-    chosen = select_framework(model, framework)
+    chosen = select_framework(model, framework).with_options(framework_options)
     state_file = path.with_name(path.name + _STATE_ENDING) if resume else None
     request = Request(model, data, config, batch_num, options or DataOptions(), workers, state_file)
     calibrated = run_calibration(chosen, request, tell)
@@ -133,6 +135,7 @@ def quantize(
     resume: bool = True,
     durable: bool = False,
     progress: Callable[[str, float], None] | None = None,
+    **framework_options: Any,
 ) -> QuantizeResult:
     """Calibrate a float model and write its twins, with `<prefix>_record.txt` and `<prefix>_manifest.json` beside them.
 
@@ -151,6 +154,7 @@ def quantize(
         resume: as for `calibrate`; the state's file is `<prefix>_record.txt.unfinished`.
         durable: wait until the disk has everything, so that a power loss cannot undo the save.
         progress: called with what happens next and the fraction that is done, 0 to 1.
+        **framework_options: settings that only the model's framework knows; its documentation lists them.
 
     Returns:
         The files, the records and the manifest.
@@ -161,7 +165,7 @@ def quantize(
     flavors = flavors_of(save_type)
     target = parse_save_path(save_path)
     tell = progress or (lambda _step, _fraction: None)
-    chosen = select_framework(model, framework)
+    chosen = select_framework(model, framework).with_options(framework_options)
     record_name = f"{target.prefix}_record.txt" if target.prefix else "record.txt"
     state_file = target.folder / (record_name + _STATE_ENDING) if resume else None
     request = Request(model, data, config, batch_num, options or DataOptions(), workers, state_file)

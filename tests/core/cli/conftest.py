@@ -64,7 +64,7 @@ class PaperFramework(Framework):
 
     def demo(self, folder):
         folder.mkdir()
-        return [("accuracy", "99.00%")]
+        return [("algorithm", "accuracy", "agree"), ("minmax", "99.00%", "yes")]
 
 
 @pytest.fixture

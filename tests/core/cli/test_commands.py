@@ -148,7 +148,8 @@ def test_verify_of_a_data_file_that_is_none_says_so(run, model, tmp_path):
 def test_demo_prints_one_table_and_where_the_files_are(run, registry, tmp_path):
     code, out, _ = run("demo", "--folder", tmp_path / "here")
     assert code == 0
-    assert ["accuracy", "99.00%"] in rows(out)
+    assert ["algorithm", "accuracy", "agree"] in rows(out)
+    assert ["minmax", "99.00%", "yes"] in rows(out)
     assert out.splitlines()[-1] == f"the files are in {tmp_path}/here"
 
 

@@ -106,7 +106,7 @@ def run_calibration(framework: Framework, request: Request, tell: Progress) -> C
         measurement = Measurement(
             framework=framework,
             graph=graph,
-            model=os.fspath(request.model) if isinstance(request.model, (str, os.PathLike)) else None,
+            model=_paths(request.model),
             fuse=config.do_fusion,
             skip_fusion=config.skip_fusion_layers,
             watches=watches,
@@ -160,3 +160,12 @@ def _files(source: Any) -> tuple[Path, ...]:
         return ()
     path = Path(source)
     return (path,) if path.is_file() else ()
+
+
+def _paths(model: Any) -> str | tuple[str, ...] | None:
+    """Return what another process can load the model from, or None."""
+    if isinstance(model, (str, os.PathLike)):
+        return os.fspath(model)
+    if isinstance(model, tuple) and all(isinstance(part, (str, os.PathLike)) for part in model):
+        return tuple(os.fspath(part) for part in model)
+    return None

@@ -30,7 +30,7 @@ class Measurement:
     Attributes:
         framework: the framework.
         graph: the float model, fused.
-        model: its file, for workers; None: it has none.
+        model: its file or files, for workers; None: it has none.
         fuse: whether it was fused.
         skip_fusion: the layers that were left out of that.
         watches: what is watched.
@@ -41,7 +41,7 @@ class Measurement:
 
     framework: Framework
     graph: Any
-    model: str | None
+    model: str | tuple[str, ...] | None
     fuse: bool
     skip_fusion: tuple[str, ...]
     watches: tuple[Watch, ...]
@@ -125,7 +125,7 @@ class _OnePass:
         watches = tuple(station.watch for station in self.active)
         shards = [
             Shard(
-                measurement.framework.name,
+                measurement.framework,
                 measurement.model,
                 measurement.fuse,
                 measurement.skip_fusion,

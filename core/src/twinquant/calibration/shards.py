@@ -19,7 +19,7 @@ from twinquant.calibration.station import Station
 from twinquant.calibration.watches import Watch
 from twinquant.data import DataSource
 from twinquant.errors import CalibrationError
-from twinquant.registry import select_framework
+from twinquant.registry import Framework
 
 __all__ = ["Shard", "ShardResult", "Workers", "observe_shard", "open_workers"]
 
@@ -31,8 +31,8 @@ class Shard:
     """Some batches of one pass.
 
     Attributes:
-        framework: the framework's name.
-        model: the float model's file.
+        framework: the framework, with its options.
+        model: the float model's file, or its files.
         fuse: what is normalized is folded into the layers first.
         skip_fusion: the layers into which nothing is folded.
         watches: what is watched.
@@ -43,8 +43,8 @@ class Shard:
         threads: threads of the framework's runtime; None: its own choice.
     """
 
-    framework: str
-    model: str
+    framework: Framework
+    model: str | tuple[str, ...]
     fuse: bool
     skip_fusion: tuple[str, ...]
     watches: tuple[Watch, ...]
@@ -70,12 +70,11 @@ class ShardResult:
 
 def observe_shard(shard: Shard) -> ShardResult:
     """Load the model, go through the shard's batches and return what was accumulated."""
-    framework = select_framework(shard.model, shard.framework)
-    graph = framework.load(shard.model)
+    graph = shard.framework.load(shard.model)
     if shard.fuse:
-        graph, _ = framework.fuse(graph, shard.skip_fusion)
+        graph, _ = shard.framework.fuse(graph, shard.skip_fusion)
     stations = [Station.restored(watch, state) for watch, state in zip(shard.watches, shard.states, strict=True)]
-    run = framework.activations(graph, taps_of(stations), threads=shard.threads)
+    run = shard.framework.activations(graph, taps_of(stations), threads=shard.threads)
     digests = {number: observe_batch(run, shard.source, number, shard.batch_num, stations) for number in shard.numbers}
     return ShardResult(tuple(station.state() for station in stations), digests)
 

@@ -22,6 +22,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             arguments.record,
             prepared_model=arguments.prepared_model,
             progress=progress,
+            **dict(arguments.option),
             **calibration_arguments(arguments),
         )
     console.line(f"{count(len(records), 'layer')} calibrated: {arguments.record}")

@@ -14,7 +14,9 @@ __all__ = ["run"]
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Run the demo of every plugin that has one, or of the named plugin."""
     for framework in _demonstrators(arguments.framework):
-        console.table((f"{framework.name} demo", "result"), framework.demo(arguments.folder))
+        header, *rows = framework.demo(arguments.folder)
+        console.line(f"{framework.name} demo\n")
+        console.table(header, rows)
     console.line(f"\nthe files are in {arguments.folder}")
     return 0
 

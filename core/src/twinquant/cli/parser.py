@@ -39,6 +39,7 @@ def _save(parser: argparse.ArgumentParser) -> None:
         "--save-type", choices=("Both", "Fakequant", "Deploy"), default="Both", type=str.capitalize, help="which twins"
     )
     _framework(parser)
+    _options(parser)
 
 
 def _quantize(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +72,7 @@ def _calibration(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=_count, default=1, metavar="N", help="how many processes run batches (default: 1)")
     add("--no-resume", action="store_true", help="neither keep nor use the state of a calibration that was cut off")
     _framework(parser)
+    _options(parser)
 
 
 def _count(text: str) -> int:
@@ -125,6 +127,24 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 def _framework(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--framework", metavar="NAME", help="which plugin reads the model (default: the best claim)")
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        type=_option,
+        metavar="NAME=VALUE",
+        help="a setting of the model's framework, such as fake_quant_style=python for Caffe; may be repeated",
+    )
+
+
+def _option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
+    return name, value
 
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {

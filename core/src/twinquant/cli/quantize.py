@@ -22,6 +22,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             arguments.save_path,
             save_type=arguments.save_type,
             progress=progress,
+            **dict(arguments.option),
             **calibration_arguments(arguments),
         )
     output, manifest = result.output, result.manifest

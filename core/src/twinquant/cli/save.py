@@ -22,6 +22,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             save_type=arguments.save_type,
             framework=arguments.framework,
             progress=progress,
+            **dict(arguments.option),
         )
     nodes = len(output.plan.layers) + len(output.plan.skipped)
     console.line(f"{len(output.plan.layers)} of {count(nodes, 'node')} quantized")

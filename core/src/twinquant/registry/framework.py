@@ -9,7 +9,7 @@ from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
-from twinquant.errors import CapabilityError
+from twinquant.errors import ArgumentError, CapabilityError
 from twinquant.outputs.artifact import Flavor
 from twinquant.plan import LayerInfo, QuantPlan
 from twinquant.registry.float_model import Array, LayerWeight, ModelInput, RunBatch, Tap
@@ -101,6 +101,19 @@ class Framework(ABC):
         del graph, plan, folder, prefix
         return ()
 
+    def with_options(self, options: Mapping[str, Any]) -> Framework:
+        """Return this framework with settings that only it knows, such as the style of its fake-quant twin.
+
+        Args:
+            options: values by name: keyword arguments of `save_model` and its siblings that the core does not know.
+
+        Raises:
+            ArgumentError: the framework has no option of this name, or the value is wrong.
+        """
+        if options:
+            raise ArgumentError(f"{', '.join(sorted(options))}: the {self.name} framework has no such option")
+        return self
+
     def inputs(self, source: Any, graph: Any) -> Sequence[Path]:
         """List the files that a graph was loaded from: no output may replace one of them."""
         del graph
@@ -189,8 +202,8 @@ class Framework(ABC):
         """Tell what a model file holds, as (fact, value) rows (`Capability.INSPECT`)."""
         raise self._lacks(Capability.INSPECT)
 
-    def demo(self, folder: Path) -> Sequence[tuple[str, str]]:
-        """Run the shipped example in a folder and return (what, result) rows (`Capability.DEMO`)."""
+    def demo(self, folder: Path) -> Sequence[Sequence[str]]:
+        """Run the shipped example in a folder and return the rows of one table, its header first (`Capability.DEMO`)."""
         raise self._lacks(Capability.DEMO)
 
     def _lacks(self, capability: Capability) -> CapabilityError:

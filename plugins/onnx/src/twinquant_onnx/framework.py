@@ -115,8 +115,8 @@ class OnnxFramework(Framework):
 
         return inspect_model(source)
 
-    def demo(self, folder: Path) -> Sequence[tuple[str, str]]:
-        """Quantize the shipped digits model and compare accuracies."""
+    def demo(self, folder: Path) -> Sequence[Sequence[str]]:
+        """Quantize the shipped digits model by every algorithm and compare accuracies."""
         from twinquant_onnx.demo import run_demo
 
         return run_demo(folder)

@@ -1,6 +1,6 @@
-"""The shipped example: a network trained on real handwritten digits, with its record and held-out digits.
+"""The shipped example: a network trained on real handwritten digits, with a record, calibration and held-out digits.
 
-`examples/digits` of the repository holds the scripts that made the three files and says where the digits come from.
+`examples/digits` of the repository holds the scripts that made the files and says where the digits come from.
 """
 
 from __future__ import annotations
