@@ -213,7 +213,7 @@ def round_block(block: np.ndarray, int8: Any, float32: Any) -> None:
     float32.write(block.data)
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Return the most memory that this process has held, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage's peak starts with that of the process this one was started from
@@ -224,7 +224,7 @@ def _peak_memory() -> int:
 
 def measured(start: float) -> dict[str, float]:
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak": _peak_memory()}
+    return {"seconds": seconds, "peak": peak_memory()}
 
 
 def imports(statement: str) -> dict[str, float]:

@@ -21,6 +21,8 @@ from twinquant.records import parse_record_file
 SHIPPED = Path(find_spec("twinquant_onnx").origin).parent / "demo"
 MODEL = SHIPPED / "digits.onnx"
 RECORD = SHIPPED / "digits_record.txt"
+CALIBRATION = SHIPPED / "calibration_digits.npz"
+ALGORITHMS = ["minmax", "ifmr", "hfmg", "percentile", "entropy", "mse"]
 LAYERS = {
     "conv1": "Conv",
     "conv2_depthwise": "Conv",
@@ -49,6 +51,22 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def demo_folder(tmp_path_factory):
+    """Where the demo leaves its files."""
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def demo(demo_folder):
+    """The table that the demo prints: {algorithm: {column: cell}}."""
+    done = twinquant("demo", "--folder", demo_folder)
+    assert done.returncode == 0, done.stderr
+    lines = [re.split(r" {2,}", line) for line in done.stdout.splitlines() if re.search(r"\S {2,}\S", line)]
+    header, _rule, *rows = lines
+    return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+
+
+@pytest.fixture(scope="module")
 def digits_script():
     """The module examples/digits/dataset.py."""
     pytest.importorskip("sklearn")
@@ -72,6 +90,10 @@ def scores(model, images):
 
 def accuracy(model, images, labels):
     return float(np.mean(scores(model, images).argmax(axis=1) == labels))
+
+
+def percent(cell):
+    return float(cell.removesuffix("%"))
 
 
 def test_the_stored_files_are_smaller_than_a_megabyte():
@@ -166,14 +188,38 @@ def test_verify_on_the_command_line_finds_one_changed_weight(saved, tmp_path):
     assert re.search(r"^conv3 +Conv +\w+ +NO", done.stdout, re.MULTILINE)
 
 
-def test_the_demo_prints_three_accuracies_in_one_table(tmp_path, held_out):
-    done = twinquant("demo", "--folder", tmp_path / "demo")
+def test_the_stored_calibration_digits_are_training_digits(digits_script):
+    training, _ = digits_script.split()
+    with np.load(CALIBRATION) as stored:
+        np.testing.assert_array_equal(stored["image"], digits_script.as_input(training.images[:320]))
+
+
+def test_the_demo_prints_a_row_of_accuracies_for_every_algorithm(demo, held_out):
+    assert list(demo) == [*ALGORITHMS, "ifmr, symmetric", "ifmr, balanced"]
+    floats = {row["float"] for row in demo.values()}
+    assert floats == {f"{accuracy(MODEL, *held_out):.2%}"}
+
+
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "ifmr, symmetric", "ifmr, balanced"])
+def test_the_twins_of_the_demo_agree_and_are_within_half_a_point_of_float(demo, algorithm):
+    row = demo[algorithm]
+    assert row["twins agree"] == "yes"
+    assert row["simulated deploy"] == row["fake-quant"]
+    assert abs(percent(row["fake-quant"]) - percent(row["float"])) <= 0.5
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_accuracies_that_the_demo_prints_are_those_of_the_files_it_leaves(demo_folder, demo, held_out, algorithm):
+    twin = demo_folder / algorithm / "digits_fake_quant_model.onnx"
+    assert demo[algorithm]["fake-quant"] == f"{accuracy(twin, *held_out):.2%}"
+    assert algorithm in (demo_folder / algorithm / "digits_manifest.json").read_text("utf-8")
+
+
+def test_quantize_on_the_command_line_takes_the_calibration_digits(tmp_path, held_out):
+    done = twinquant("quantize", MODEL, "--data", CALIBRATION, "--save-path", tmp_path / "digits")
     assert done.returncode == 0, done.stderr
-    shown = dict(re.findall(r"^accuracy of the (.+?)  +([\d.]+)% of 450 held-out digits$", done.stdout, re.MULTILINE))
-    assert set(shown) == {"float model", "fake-quant twin", "deploy twin"}
-    assert float(shown["float model"]) == pytest.approx(100 * accuracy(MODEL, *held_out), abs=0.01)
-    assert all(float(percent) > 97 for percent in shown.values())
-    assert "the twins agree" in done.stdout
+    drop = accuracy(MODEL, *held_out) - accuracy(tmp_path / "digits_fake_quant_model.onnx", *held_out)
+    assert abs(drop) <= 0.005
 
 
 def test_the_demo_needs_neither_torch_nor_scikit_learn(tmp_path):
@@ -182,5 +228,5 @@ def test_the_demo_needs_neither_torch_nor_scikit_learn(tmp_path):
         "import twinquant.cli; raise SystemExit(twinquant.cli.main(['demo', '--folder', sys.argv[1]]))"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "demo")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -98,6 +98,8 @@ def calibrate(
     tell = progress or (lambda _step, _fraction: None)
     path = Path(record_file)
     outputs = [path] if prepared_model is None else [path, Path(prepared_model)]
+    if len({output.resolve() for output in outputs}) < len(outputs):
+        raise OutputPathError(f"record_file and prepared_model are both {str(path)!r}; give them different names")
     _check_outputs(outputs, (model, data, config))
     chosen = select_framework(model, framework).with_options(framework_options)
     state_file = path.with_name(path.name + _STATE_ENDING) if resume else None
@@ -109,8 +111,8 @@ def calibrate(
     elif calibrated.changed:
         _log.warning(
             "the record %s is for the model with its normalizations folded and its weights balanced "
-            "(%d layers differ); save the twins from that model: write it with prepared_model (--prepared-model), or "
-            "call quantize",
+            "(layers that differ: %d); save the twins from that model: write it with prepared_model "
+            "(--prepared-model), or call quantize",
             path,
             len(calibrated.changed),
         )
@@ -164,6 +166,7 @@ def quantize(
     """
     flavors = flavors_of(save_type)
     target = parse_save_path(save_path)
+    _check_folder(target.folder)
     tell = progress or (lambda _step, _fraction: None)
     chosen = select_framework(model, framework).with_options(framework_options)
     record_name = f"{target.prefix}_record.txt" if target.prefix else "record.txt"
@@ -197,7 +200,17 @@ def _check_outputs(outputs: Sequence[Path], sources: Sequence[Any]) -> None:
     for path in outputs:
         if path.is_dir():
             raise OutputPathError(f"{str(path)!r} is a folder; give the name of a file")
+        _check_folder(path.parent)
         check_not_inputs([path.name], path.parent, inputs)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, before anything is measured."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise OutputPathError(f"the folder {str(folder)!r} cannot be made: {str(existing)!r} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputPathError(f"nothing can be written to the folder {str(existing)!r}; check its permissions")
 
 
 def _make_folder(path: Path) -> None:

@@ -62,6 +62,15 @@ def test_more_values_than_a_packed_cell_holds_are_counted_exactly():
     assert histogram.counts[-1] == 9 << 16
 
 
+def test_positions_of_more_values_than_a_packed_cell_holds_are_summed_exactly_on_both_sides():
+    # Bins are 1/8 wide, and both values in the middle of one.
+    block = np.repeat(np.array([-3.0625, 3.0625], np.float32), 1 << 15)
+    histogram = filled(64, [block] * 19).histogram()
+    assert histogram.width == 0.125
+    assert (histogram.counts[[0, -1]]).tolist() == [19 << 15, 19 << 15]
+    assert (histogram.sums[[0, -1]]).tolist() == [-(19 << 15) << 22, (19 << 15) << 22]
+
+
 def test_magnitudes_of_both_signs_are_counted_together():
     grid = filled(8, [np.array([-3.0, -2.0, 0.0, 1.0, 2.0, 3.0], np.float32)])
     assert grid.histogram().width == 1.0

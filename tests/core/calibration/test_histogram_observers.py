@@ -95,6 +95,31 @@ def test_the_divergence_is_that_of_the_loops(kind, levels):
     np.testing.assert_allclose(divergences(counts, levels), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["normal", "relu", "long tail", "digits"])
+def test_entropy_clips_at_the_threshold_of_the_loops(kind):
+    generator = np.random.default_rng(6)
+    normal = generator.standard_normal(20_000)
+    kinds = {
+        "normal": np.abs(normal),
+        "relu": np.maximum(normal, 0.0),
+        "long tail": generator.exponential(size=20_000),
+        "digits": generator.integers(0, 17, 20_000) / 16.0 * (normal > 0.0),
+    }
+    # The largest value makes the bins 1/256 wide, in all 1920 of them.
+    values = np.append(kinds[kind].clip(max=7.4), 7.4999).astype(np.float32)
+    counts = np.histogram(values.astype(np.float64), bins=1920, range=(0.0, 7.5))[0].tolist()
+    counts[0] = counts[1]
+    losses = [divergence_by_definition(counts, bins, levels=8) for bins in range(8, 1921)]
+    limit = min((8 + int(np.argmin(losses))) / 256, float(values.max()))
+    assert calibrated(values, algorithm="entropy", num_bits=4).scale == np.float32(limit / 15)
+
+
+def test_the_zeros_that_a_relu_makes_do_not_move_the_entropy_threshold():
+    values = np.random.default_rng(7).exponential(size=30_000)
+    sparse = np.append(values, np.zeros(90_000))
+    assert calibrated(sparse, algorithm="entropy") == calibrated(values, algorithm="entropy")
+
+
 def test_entropy_cuts_a_long_tail():
     values = np.append(np.random.default_rng(5).standard_normal(100_000), 60.0)
     assert calibrated(values, algorithm="entropy").scale < 0.25 * calibrated(values, algorithm="minmax").scale

@@ -133,6 +133,12 @@ def test_an_error_while_writing_leaves_nothing(toy, model, batches, tmp_path, mo
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_where_the_folder_should_be_is_an_error_before_anything_runs(toy, model, batches):
+    with pytest.raises(OutputPathError, match=r"cannot be made: '.*net\.toy' is a file"):
+        twinquant.quantize(model, batches, model / "out" / "net", batch_num=4)
+    assert toy.runs == []
+
+
 def test_progress_tells_layers_pass_batch_and_time_left_and_never_goes_back(toy, model, batches, tmp_path):
     told = []
     twinquant.quantize(model, batches, tmp_path / "net", batch_num=4, progress=lambda *words: told.append(words))

@@ -11,6 +11,7 @@ import pytest
 import twinquant
 from twinquant.errors import CapabilityError, ConfigError, DataError, OutputPathError
 from twinquant.records import parse_record_file
+from twinquant.registry import ModelInput
 
 WEIGHT = np.array([[1.0, -2.0], [0.5, 0.25], [-0.125, 4.0]], np.float32)
 """The weight of both layers, (in, out); that of layer 'a' is doubled by fusion."""
@@ -61,6 +62,11 @@ def test_layers_that_read_one_tensor_are_watched_once(toy, model, batches):
     assert records["a"].scale_d == records["b"].scale_d
 
 
+def test_a_second_pass_that_looks_at_the_same_tensors_does_not_build_the_session_again(toy, model, batches):
+    calibrate(model, batches, {"activation_algorithm": "hfmg"}, batch_num=4)
+    assert toy.runs == [("a",)]
+
+
 def test_layers_that_read_one_tensor_with_other_settings_are_watched_apart(toy, model, batches):
     config = {**MINMAX, "layers": {"b": {"asymmetric": False}}}
     records = calibrate(model, batches, config, batch_num=4)
@@ -108,7 +114,7 @@ def test_the_model_that_the_record_is_for_can_be_written(toy, model, batches, tm
 def test_a_record_for_a_changed_model_is_a_warning_that_says_what_to_do(toy, model, batches, caplog):
     with caplog.at_level(logging.WARNING):
         calibrate(model, batches, batch_num=4)
-    assert "1 layers differ" in caplog.text
+    assert "layers that differ: 1" in caplog.text
     assert "prepared_model" in caplog.text
 
 
@@ -133,6 +139,22 @@ def test_a_constant_activation_gives_a_record_that_represents_it(toy, model, alg
     assert record.scale_d > 0
 
 
+@pytest.mark.parametrize("value", [0.0, 3.5])
+@pytest.mark.parametrize("algorithm", ["minmax", "ifmr", "hfmg"])
+def test_a_constant_activation_is_a_warning_that_names_layer_and_value(toy, model, caplog, algorithm, value):
+    data = [np.full((10, 3), value, np.float32)] * 2
+    with caplog.at_level(logging.WARNING):
+        calibrate(model, data, {"activation_algorithm": algorithm}, batch_num=2)
+    assert f"layers 'a', 'b': every value of the activation is {value:g}, in all 2 batches" in caplog.text
+
+
+def test_batches_that_are_constant_but_differ_are_no_warning(toy, model, caplog):
+    data = [np.full((10, 3), value, np.float32) for value in (1.0, 2.0)]
+    with caplog.at_level(logging.WARNING):
+        calibrate(model, data, batch_num=2)
+    assert "every value" not in caplog.text
+
+
 def test_the_folder_of_the_record_is_made(toy, model, batches, tmp_path):
     twinquant.calibrate(model, batches, tmp_path / "new" / "folder" / "record.txt", batch_num=4)
     assert (tmp_path / "new" / "folder" / "record.txt").exists()
@@ -148,6 +170,20 @@ def test_no_output_replaces_what_is_read(toy, model, batches, tmp_path, which, s
     with pytest.raises(OutputPathError, match=r"would replace an input"):
         twinquant.calibrate(model, tmp_path / "data.npz", config=tmp_path / "config.cfg", **outputs)
     assert (tmp_path / source).read_bytes() == before
+    assert toy.runs == []
+
+
+def test_one_name_for_both_outputs_is_an_error(toy, model, batches, tmp_path):
+    with pytest.raises(OutputPathError, match=r"record_file and prepared_model are both '.*one'"):
+        twinquant.calibrate(model, batches, tmp_path / "one", batch_num=4, prepared_model=tmp_path / "one")
+    assert not (tmp_path / "one").exists()
+
+
+@pytest.mark.parametrize("which", ["record_file", "prepared_model"])
+def test_a_file_where_a_folder_is_needed_is_an_error_before_anything_runs(toy, model, batches, tmp_path, which):
+    outputs = {"record_file": tmp_path / "record.txt", which: model / "folder" / "output"}
+    with pytest.raises(OutputPathError, match=r"folder' cannot be made: '.*net\.toy' is a file"):
+        twinquant.calibrate(model, batches, batch_num=4, **outputs)
     assert toy.runs == []
 
 
@@ -196,6 +232,27 @@ def test_a_loader_that_promises_too_little_is_not_even_started(toy, model, batch
     assert toy.runs == []
 
 
+def four_at_once(_graph):
+    return [ModelInput("x", "float32", (4, 3))]
+
+
+@pytest.mark.parametrize(("batch_num", "told"), [(1, False), (2, True)])
+def test_samples_that_do_not_fill_a_batch_are_a_warning_where_all_others_are_used(
+    toy, model, batches, monkeypatch, caplog, batch_num, told
+):
+    monkeypatch.setattr(toy, "model_inputs", four_at_once)
+    with caplog.at_level(logging.WARNING):
+        calibrate(model, batches[0], batch_num=batch_num)
+    expected = "the last 2 of 10 samples do not fill a batch of 4, which the model fixes; they are left out"
+    assert (expected in caplog.text) == told
+
+
+def test_samples_that_do_not_fill_a_batch_are_part_of_the_error_about_too_few(toy, model, batches, monkeypatch):
+    monkeypatch.setattr(toy, "model_inputs", four_at_once)
+    with pytest.raises(DataError, match=r"only 2 batches, but .* wants 3 \(batch_num\), and the last 2 of 10 samples"):
+        calibrate(model, batches[0], batch_num=3)
+
+
 def test_an_error_leaves_the_old_record_as_it_was(toy, model, batches):
     model.with_name("record.txt").write_text("the old record")
     batches[3][0, 0] = np.nan
@@ -221,6 +278,7 @@ def test_percentiles_that_differ_are_an_error(toy, model, batches):
 def test_training_the_rounding_is_an_error_that_names_the_layer(toy, model, batches):
     with pytest.raises(ConfigError, match="layer 'a': ada_quantize trains the rounding of weights"):
         calibrate(model, batches, {**MINMAX, "weight_algorithm": "ada_quantize"}, batch_num=4)
+    assert toy.runs == []
 
 
 @pytest.mark.parametrize("option", ["batch_num", "workers"])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+from twinquant.cli.parser import build_parser
+
 
 def rows(text):
     """The cells of a plain table: columns are at least two spaces apart."""
@@ -158,3 +162,12 @@ def test_demo_without_a_plugin_that_has_one_says_what_to_install(run, monkeypatc
     code, _, err = run("demo")
     assert code == 1
     assert 'pip install "twinquant[onnx]"' in err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["save", "m", "r", "out/"], ["quantize", "m", "--data", "d", "--save-path", "out/"]],
+    ids=["save", "quantize"],
+)
+def test_the_case_of_a_save_type_does_not_matter(argv):
+    assert build_parser().parse_args([*argv, "--save-type", "deploy"]).save_type == "Deploy"

@@ -30,12 +30,14 @@ def ten_samples(request, tmp_path):
     return path
 
 
-def test_samples_are_cut_into_batches_of_the_given_size(opened, vector, ten_samples):
+def test_samples_are_cut_into_batches_of_the_given_size_and_the_last_one_may_be_shorter(opened, vector, ten_samples):
     source = opened(ten_samples, vector, batch_size=4)
-    assert source.count == 2
+    assert source.count == 3
     np.testing.assert_array_equal(source.batch(0)["x"], SAMPLES[:4])
     np.testing.assert_array_equal(source.batch(1)["x"], SAMPLES[4:8])
-    assert source.batch(2) is None
+    np.testing.assert_array_equal(source.batch(2)["x"], SAMPLES[8:])
+    assert source.batch(3) is None
+    assert source.rest == ""
 
 
 def test_batches_can_be_read_in_any_order_and_again(opened, vector, ten_samples):
@@ -44,9 +46,36 @@ def test_batches_can_be_read_in_any_order_and_again(opened, vector, ten_samples)
         np.testing.assert_array_equal(source.batch(number)["x"], SAMPLES[2 * number : 2 * number + 2])
 
 
-@pytest.mark.parametrize(("batch_num", "size"), [(1, 10), (2, 5), (3, 3), (10, 1), (99, 1)])
-def test_without_a_size_there_are_as_many_batches_as_calibration_wants(opened, vector, batch_num, size):
-    assert opened(SAMPLES, vector, batch_num=batch_num).batch(0)["x"].shape == (size, 3)
+@pytest.mark.parametrize(
+    ("batch_num", "sizes"), [(1, [10]), (2, [5, 5]), (3, [3, 3, 4]), (10, [1] * 10), (99, [1] * 10)]
+)
+def test_without_a_size_all_samples_are_divided_among_the_batches_that_calibration_wants(
+    opened, vector, batch_num, sizes
+):
+    source = opened(SAMPLES, vector, batch_num=batch_num)
+    batches = [source.batch(number)["x"] for number in range(source.count)]
+    assert [len(batch) for batch in batches] == sizes
+    np.testing.assert_array_equal(np.concatenate(batches), SAMPLES)
+
+
+def test_samples_that_do_not_fill_a_batch_of_the_model_are_told_of(opened):
+    source = opened(SAMPLES, [ModelInput("x", "float32", (4, 3))])
+    assert source.count == 2
+    assert source.rest == "the last 2 of 10 samples do not fill a batch of 4, which the model fixes"
+
+
+def test_an_open_input_with_as_many_rows_as_a_fixed_one_is_cut_like_it(opened):
+    inputs = [ModelInput("x", "float32", (4, 3)), ModelInput("ids", "int64", ("N",))]
+    source = opened({"x": SAMPLES, "ids": np.arange(10)}, inputs)
+    assert [source.batch(number)["ids"].tolist() for number in range(source.count)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize("length", [None, 4], ids=["open", "fixed"])
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_different_numbers_of_samples_are_an_error_that_names_both(opened, length, batch_size):
+    inputs = [ModelInput("x", "float32", (length, 3)), ModelInput("y", "float32", (length, 3))]
+    with pytest.raises(DataError, match=re.escape("different numbers of samples: 'x' [10, 3], 'y' [9, 3]")):
+        opened({"x": SAMPLES, "y": SAMPLES[:9]}, inputs, batch_size=batch_size)
 
 
 def test_the_length_that_the_model_fixes_wins(opened):
@@ -98,7 +127,7 @@ def test_different_numbers_of_batches_are_an_error_that_names_both(opened):
 
 def test_a_wrong_name_in_an_archive_is_an_error_that_names_the_inputs(opened, vector, tmp_path):
     np.savez(tmp_path / "data.npz", image=SAMPLES)
-    with pytest.raises(DataError, match="the model has no input 'image'; It has 'x'"):
+    with pytest.raises(DataError, match="the model has no input 'image'; it has 'x'"):
         opened(tmp_path / "data.npz", vector)
 
 
@@ -128,12 +157,13 @@ def test_python_objects_are_refused(opened, vector, tmp_path):
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
+        ("", DataError, "the path is empty"),
         ("nowhere", DataError, "there is no file or folder"),
         (__file__, DataError, "is neither a folder nor an .npz or .npy file"),
         ([], DataError, "the list is empty"),
-        (7, ArgumentError, "must be a folder, an .npz or .npy file, arrays by input name, or an iterable"),
+        (7, ArgumentError, "must be a folder, an .npz or .npy file, arrays by input name, or an iterable or dataset"),
     ],
-    ids=["missing", "other", "empty", "number"],
+    ids=["no path", "missing", "other", "empty", "number"],
 )
 def test_what_is_no_data_is_an_error(opened, vector, data, error, message):
     with pytest.raises(error, match=re.escape(message)):

@@ -62,6 +62,12 @@ def test_a_tuple_goes_to_the_inputs_in_their_order():
     assert {name: array.shape for name, array in feeds.items()} == {"x": (5, 3), "ids": (2, 7)}
 
 
+def test_the_order_of_the_bytes_does_not_matter():
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    given = make_feeds(values.astype(">f4"), [X], "batch")["x"]
+    np.testing.assert_array_equal(given.view(np.uint32), values.view(np.uint32))
+
+
 def test_a_missing_first_axis_is_added():
     assert make_feeds(ones(3), [X], "batch")["x"].shape == (1, 3)
 
@@ -79,8 +85,9 @@ def test_an_input_of_unknown_rank_takes_any_shape():
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ({"X": ones(5, 3)}, "data, batch 4: the model has no input 'X'; It has 'x'"),
+        ({"X": ones(5, 3)}, "data, batch 4: the model has no input 'X'; did you mean 'x'? It has 'x'"),
         ({"xx": ones(5, 3)}, "data, batch 4: the model has no input 'xx'; did you mean 'x'? It has 'x'"),
+        ({"image": ones(5, 3)}, "data, batch 4: the model has no input 'image'; it has 'x'"),
         ({}, "data, batch 4: no array for the input 'x'; there are none"),
         (ones(5, 4), "data, batch 4, input 'x': the data have shape [5, 4], the model takes [N, 3]"),
         (ones(5, 3, 1), "data, batch 4, input 'x': the data have shape [5, 3, 1], the model takes [N, 3]"),
@@ -90,10 +97,10 @@ def test_an_input_of_unknown_rank_takes_any_shape():
             ".astype('float32')",
         ),
         (ones(0, 3), "data, batch 4, input 'x': the data have shape [0, 3]: no value at all"),
-        ("a word", "data, batch 4, input 'x': the data are str192, the model takes float32"),
+        ("a word", "data, batch 4, input 'x': cannot become an array: 'a word' is text; give arrays"),
         ([[1.0], [1.0, 2.0]], "data, batch 4, input 'x': cannot become an array"),
     ],
-    ids=["letters", "name", "absent", "shape", "rank", "type", "empty", "text", "ragged"],
+    ids=["letters", "name", "no name", "absent", "shape", "rank", "type", "empty", "text", "ragged"],
 )
 def test_a_batch_that_does_not_fit_is_an_error_that_names_the_input_and_both_sides(item, message):
     with pytest.raises(DataError, match=f"^{re.escape(message)}"):

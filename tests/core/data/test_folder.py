@@ -28,7 +28,19 @@ def test_samples_come_in_the_order_of_their_names_one_by_one(opened, vector, sam
 
 
 def test_samples_are_stacked_to_batches(opened, vector, samples):
-    assert first_column(opened(samples, vector, batch_size=2)) == [[0, 1], [2, 3]]
+    assert first_column(opened(samples, vector, batch_size=2)) == [[0, 1], [2, 3], [4]]
+
+
+def test_samples_that_do_not_fill_a_batch_of_the_model_are_told_of(opened, samples):
+    source = opened(samples, [ModelInput("x", "float32", (2, 3))])
+    assert first_column(source) == [[0, 1], [2, 3]]
+    assert source.rest == "the last 1 of 5 files do not fill a batch of 2, which the model fixes"
+
+
+def test_fewer_samples_than_the_model_takes_at_once_are_told_of(opened, samples):
+    source = opened(samples, [ModelInput("x", "float32", (8, 3))])
+    assert source.count == 0
+    assert source.rest == "the 5 files do not fill a batch of 8, which the model fixes"
 
 
 def test_samples_are_stacked_to_the_length_that_the_model_fixes(opened, samples):

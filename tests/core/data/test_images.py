@@ -66,8 +66,26 @@ def test_a_model_with_one_channel_gets_grey_pictures(opened, folder):
 
 
 def test_an_integer_input_gets_the_pixels(opened, folder):
-    source = opened(folder, [ModelInput("x", "uint8", (None, 3, 4, 6))], mean=MEAN, std=STD)
+    source = opened(folder, [ModelInput("x", "uint8", (None, 3, 4, 6))])
     np.testing.assert_array_equal(source.batch(0)["x"][0], pixels(0).transpose(2, 0, 1))
+
+
+def test_the_last_batch_has_the_pictures_that_are_left(opened, folder):
+    source = opened(folder, [ModelInput("x", "float32", (None, 3, 4, 6))], batch_size=3)
+    assert [source.batch(number)["x"].shape[0] for number in range(source.count)] == [3, 1]
+
+
+@pytest.mark.parametrize("batch_num", [1, 9])
+def test_pictures_that_do_not_fill_a_batch_of_the_model_are_told_of(opened, folder, batch_num):
+    source = opened(folder, [ModelInput("x", "float32", (3, 3, 4, 6))], batch_num=batch_num)
+    assert source.count == 1
+    assert source.rest == "the last 1 of 4 images do not fill a batch of 3, which the model fixes"
+
+
+def test_pictures_behind_those_that_are_wanted_are_no_rest(opened, folder):
+    for number in range(4, 8):
+        image.fromarray(pixels(number)).save(folder / f"{number}.png")
+    assert opened(folder, [ModelInput("x", "float32", (3, 3, 4, 6))], batch_num=1).rest == ""
 
 
 def test_pictures_of_different_sizes_cannot_make_a_batch(opened, folder):
@@ -129,13 +147,25 @@ def test_broken_pictures_that_are_not_needed_do_not_matter(opened, with_broken_o
             "mean: has 2 values, but the model takes 3 channels",
         ),
         (
+            [ModelInput("x", "uint8", (1, 3, 4, 6))],
+            {"std": STD},
+            ArgumentError,
+            "std: the input 'x' is uint8 and takes the pixels as they are; leave std out",
+        ),
+        (
+            [ModelInput("x", "int8", (1, 3, 4, 6))],
+            {},
+            DataError,
+            "the input 'x' is int8, which does not hold pixels from 0 to 255; give arrays",
+        ),
+        (
             [ModelInput("x", "float32", (2, 3, 4, 6))],
             {"batch_size": 3},
             DataError,
             "the model takes batches of 2, batch_size is 3",
         ),
     ],
-    ids=["inputs", "axes", "channels", "mean", "size"],
+    ids=["inputs", "axes", "channels", "mean", "std of integers", "int8", "size"],
 )
 def test_a_model_that_takes_no_such_pictures_is_an_error(opened, folder, inputs, options, error, message):
     with pytest.raises(error, match=re.escape(message)):

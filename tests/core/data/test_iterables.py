@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 
 import numpy as np
 import pytest
 
-from twinquant.errors import DataError
+from twinquant.errors import DataError, OutputWriteError
 from twinquant.registry import ModelInput
 
 BATCHES = [np.full((2, 3), number, np.float32) for number in range(5)]
@@ -62,6 +63,53 @@ def test_a_loader_that_shuffles_is_gone_through_once_and_remembered(opened, vect
     first = values(source, range(5))
     assert sorted(first) == [0, 1, 2, 3, 4]
     assert values(source, range(5)) == first
+
+
+class Dataset:
+    """As a map-style dataset: items by number, as many as it says, and other ones each time."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, number):
+        self.asked += 1
+        return BATCHES[number % 5] + self.asked, "label"
+
+
+def test_a_dataset_that_augments_is_gone_through_once_and_remembered(opened, vector):
+    source = opened(Dataset(), vector)
+    assert source.count == 5
+    first = values(source, range(5))
+    assert first == [1, 3, 5, 7, 9]
+    assert values(source, range(5)) == first
+    assert source.batch(5) is None
+
+
+def test_what_an_iterable_raises_passes_as_it_is(opened, vector):
+    def breaks():
+        yield BATCHES[0]
+        raise ConnectionError("the camera is gone")
+
+    source = opened(breaks(), vector)
+    source.batch(0)
+    with pytest.raises(ConnectionError, match="the camera is gone"):
+        source.batch(1)
+
+
+def test_an_empty_generator_has_no_batch_in_other_processes_either(opened, vector):
+    assert opened(iter(()), vector).for_processes(4).count == 0
+
+
+def test_a_full_disk_is_an_error_that_says_what_to_do(opened, vector, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("numpy.lib.format.write_array", full)
+    with pytest.raises(OutputWriteError, match=r"temporary file: No space left on device; set TMPDIR"):
+        opened(iter(BATCHES), vector).batch(0)
 
 
 def test_a_wrong_batch_is_named_by_its_number(opened, vector):

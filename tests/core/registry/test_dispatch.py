@@ -82,7 +82,7 @@ def test_an_unknown_name_is_an_error_with_close_and_all_names():
 
 
 def test_a_name_like_no_other_lists_the_known_ones():
-    with pytest.raises(ArgumentError, match="Known: caffe, onnx, torch"):
+    with pytest.raises(ArgumentError, match="known are: caffe, onnx, torch"):
         select_framework("net", "qqqqqq", registry=Registry())
 
 

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 
 import twinquant
-from twinquant.errors import ArgumentError, ConfigError
+from twinquant.errors import ArgumentError, ConfigError, UnsupportedModelError
 from twinquant.records import parse_record_file
 from twinquant_onnx import amct
 
@@ -144,3 +144,17 @@ def test_the_balancing_model_itself_is_not_saved(balancing, kit):
     kit.run_all(balancing / "balancing.onnx", kit.batches(spread=8.0))
     with pytest.raises(ArgumentError, match="call quantize_model"):
         amct.save_model(balancing / "balancing.onnx", balancing / "record.txt", balancing / "out" / "m")
+
+
+@pytest.mark.parametrize("do_fusion", [True, False], ids=["fused", "not fused"])
+def test_a_balanced_model_is_not_calibrated_as_if_it_were_a_float_model(balanced, kit, do_fusion):
+    before = (balanced / "record.txt").read_bytes()
+    with pytest.raises(UnsupportedModelError, match=r"balanced already: .* in a session with AMCT_SO"):
+        twinquant.calibrate(
+            balanced / "modified.onnx",
+            kit.batches(),
+            balanced / "record.txt",
+            config={"do_fusion": do_fusion},
+            batch_num=3,
+        )
+    assert (balanced / "record.txt").read_bytes() == before

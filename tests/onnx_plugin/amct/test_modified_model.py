@@ -130,6 +130,18 @@ def test_a_configuration_of_another_model_is_refused_with_the_layer(folder, kit)
     assert not (folder / "record.txt").exists()
 
 
+def test_training_the_rounding_is_refused_before_any_batch(folder, kit):
+    def train(layer):
+        layer["weight_quant_params"] = {"num_bits": 8, "channel_wise": False, "wts_algo": "ada_quantize"}
+
+    kit.change_config(folder / "config.json", train)
+    with pytest.raises(ConfigError, match="'conv1': ada_quantize trains the rounding of weights"):
+        amct.quantize_model(
+            folder / "config.json", folder / "model.onnx", folder / "modified.onnx", folder / "record.txt"
+        )
+    assert not (folder / "modified.onnx").exists()
+
+
 def test_a_missing_configuration_is_refused(folder):
     with pytest.raises(ConfigError, match="there is no configuration file"):
         amct.quantize_model(folder / "none.json", folder / "model.onnx", folder / "m.onnx", folder / "record.txt")

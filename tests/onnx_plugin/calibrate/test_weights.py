@@ -131,6 +131,47 @@ def test_a_weight_that_another_layer_reads_too_is_balanced_for_one_layer_only(tm
     np.testing.assert_array_equal(weights[1], weight)
 
 
+def test_a_weight_of_its_own_is_an_input_too_where_the_format_wants_that():
+    nodes = [helper.make_node("MatMul", ["x", "w"], [name], name) for name in ("one", "two")]
+    model = make_model(nodes, {"w": normal(3, 3)}, {"x": (2, 3)})
+    model.ir_version = 3
+    model.graph.input.append(helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [3, 3]))
+    balanced = FRAMEWORK.balance(FRAMEWORK.load(model), {"two": np.full(3, 2, np.float32)}).graph.model.graph
+    declared = {value.name for value in balanced.input}
+    assert len(balanced.initializer) == 2
+    assert declared == {"x", *(tensor.name for tensor in balanced.initializer)}
+
+
+def test_the_constant_node_of_a_balanced_weight_is_left_out_and_unnamed_nodes_keep_the_names_they_got(tmp_path):
+    weight = numpy_helper.from_array(normal(4, 6), "value")
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=weight),
+        helper.make_node("Identity", ["w"], ["alias"]),
+        helper.make_node("MatMul", ["x", "alias"], ["y"]),
+    ]
+    model = make_model(nodes, {}, {"x": (2, 4)})
+    balanced = FRAMEWORK.balance(FRAMEWORK.load(model), {"node_2": np.array([1, 2, 4, 8], np.float32)})
+    FRAMEWORK.write_float(balanced, tmp_path, "balanced.onnx")
+    written = onnx.load(tmp_path / "balanced.onnx").graph
+    assert [(node.op_type, node.name) for node in written.node] == [("MatMul", "node_2")]
+    (kept,) = written.initializer
+    expected = numpy_helper.to_array(weight) * np.array([[1], [2], [4], [8]])
+    np.testing.assert_allclose(numpy_helper.to_array(kept), expected, rtol=1e-6)
+
+
+def test_a_constant_node_that_others_read_too_is_kept(tmp_path):
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(normal(4, 4), "value")),
+        helper.make_node("MatMul", ["x", "w"], ["a"], "layer"),
+        helper.make_node("Add", ["a", "w"], ["y"]),
+    ]
+    model = make_model(nodes, {}, {"x": (4, 4)})
+    balanced = FRAMEWORK.balance(FRAMEWORK.load(model), {"layer": np.array([1, 2, 4, 8], np.float32)})
+    FRAMEWORK.write_float(balanced, tmp_path, "balanced.onnx")
+    written = onnx.load(tmp_path / "balanced.onnx").graph
+    assert [node.op_type for node in written.node] == ["Constant", "MatMul", "Add"]
+
+
 def test_a_balanced_float16_weight_that_overflows_is_an_error_that_names_the_layer(tmp_path):
     model = one_layer("MatMul", np.full((4, 6), 60000, np.float16), (2, 4))
     graph = FRAMEWORK.balance(FRAMEWORK.load(model), {"layer": np.full(4, 2, np.float32)})

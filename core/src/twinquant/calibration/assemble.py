@@ -17,7 +17,7 @@ from twinquant.records import Dialect, LayerRecord, RecordSet
 from twinquant.registry import Framework
 from twinquant.registry.float_model import Tap
 
-__all__ = ["assemble_records"]
+__all__ = ["assemble_records", "check_weight_algorithms"]
 
 _DIALECTS = {"torch": Dialect.TORCH, "caffe": Dialect.CAFFE}
 
@@ -36,7 +36,6 @@ def assemble_records(
 
     Raises:
         ModelContentError: a weight cannot be quantized.
-        ConfigError: a weight is to be quantized in a way that needs training.
     """
     by_tap: dict[Tap, Station] = {}
     for station in stations:
@@ -45,6 +44,21 @@ def assemble_records(
         layer.name: _record(framework, graph, layer, config, by_tap) for layer in layers if Tap(layer.name) in by_tap
     }
     return RecordSet(records, _DIALECTS.get(framework.name, Dialect.ONNX))
+
+
+def check_weight_algorithms(framework: Framework, config: QuantConfig) -> None:
+    """Refuse a configuration that asks for the training of weights, before anything is measured.
+
+    Raises:
+        ConfigError: it does.
+    """
+    for layer in config.layers.values():
+        if layer.quant_enable and layer.weight.algorithm != "arq_quantize":
+            raise ConfigError(
+                f"layer {layer.name!r}: {layer.weight.algorithm} trains the rounding of weights, which the "
+                f"{framework.name} plugin does not; use arq_quantize",
+                path=f"$.{layer.name}.weight_quant_params.wts_algo",
+            )
 
 
 def _record(
@@ -91,12 +105,6 @@ def _scales(
     recurrence: bool = False,
 ) -> Any:
     assert layer.kind is not None
-    if settings.weight.algorithm != "arq_quantize":
-        raise ConfigError(
-            f"layer {layer.name!r}: {settings.weight.algorithm} trains the rounding of weights, which the "
-            f"{framework.name} plugin does not; use arq_quantize",
-            path=f"$.{layer.name}.weight_quant_params.wts_algo",
-        )
     return scales_of(
         framework.weight(graph, layer.name, recurrence=recurrence),
         settings.weight.num_bits,

@@ -58,7 +58,8 @@ def errors_about(what: str) -> Iterator[None]:
 def too_few(source: DataSource, seen: int, wanted: int) -> DataError:
     """Return the error about data that ends early."""
     batches = "batch" if seen == 1 else "batches"
+    rest = f", and {source.rest}" if source.rest else ""
     return DataError(
-        f"{source.name}: only {seen} {batches}, but calibration wants {wanted} (batch_num); "
+        f"{source.name}: only {seen} {batches}, but calibration wants {wanted} (batch_num){rest}; "
         + (f"give more data, or set batch_num to {seen}" if seen else "give data, or check where it comes from")
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from twinquant.calibration.assemble import assemble_records
+from twinquant.calibration.assemble import assemble_records, check_weight_algorithms
 from twinquant.calibration.digests import digest_json
 from twinquant.calibration.layer_weights import input_channel_maxima
 from twinquant.calibration.manifest import FileDigest, Manifest, digest_model, make_manifest, package_versions
@@ -27,6 +29,9 @@ from twinquant.records import RecordSet
 from twinquant.registry import Capability, Framework
 
 __all__ = ["Calibrated", "Request", "run_calibration"]
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,6 +93,7 @@ def run_calibration(framework: Framework, request: Request, tell: Progress) -> C
     tell("loading the model", 0.0)
     loaded = framework.load(request.model)
     config = resolve_config(request.config, framework.layers(loaded), request.batch_num)
+    check_weight_algorithms(framework, config)
     graph, folded = framework.fuse(loaded, config.skip_fusion_layers) if config.do_fusion else (loaded, ())
     layers = framework.layers(graph)
     watches = plan_watches(layers, config)
@@ -102,6 +108,8 @@ def run_calibration(framework: Framework, request: Request, tell: Progress) -> C
         open_data(request.data, inputs, request.options, batch_num=config.batch_num, repeated=several) as source,
         open_workers(request.workers) as workers,
     ):
+        if source.rest and source.count == config.batch_num:
+            _log.warning("%s: %s; they are left out", source.name, source.rest)
         checkpoint = Checkpoint(request.state_file, _key(framework, model, config, source, request.options))
         measurement = Measurement(
             framework=framework,
@@ -116,6 +124,7 @@ def run_calibration(framework: Framework, request: Request, tell: Progress) -> C
         )
         stations, batches = measure(measurement, checkpoint, workers, lambda what, done: tell(what, 0.9 * done))
 
+    _warn_of_constants(stations, config.batch_num)
     tell("finding the scales of the weights", 0.9)
     records = assemble_records(framework, graph, layers, config, stations)
     balance = {station.watch.tap.layer: station.balance for station in stations if station.balance is not None}
@@ -137,6 +146,19 @@ def run_calibration(framework: Framework, request: Request, tell: Progress) -> C
         changed=tuple(dict.fromkeys((*folded, *balance))),
         checkpoint=checkpoint,
     )
+
+
+def _warn_of_constants(stations: Sequence[Station], batch_num: int) -> None:
+    """Tell of activations that have no range; dead branches of a network have such ones, so it is no error."""
+    for station in stations:
+        if station.constant is not None:
+            _log.warning(
+                "%s: every value of the activation is %g, in all %d batches; that gives no range, and the factors say "
+                "little. Check the data, or leave the layer out (skip_layers)",
+                station.watch.label,
+                station.constant,
+                batch_num,
+            )
 
 
 def _key(

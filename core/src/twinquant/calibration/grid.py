@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twinquant.calibration.observer import Float32Array, Stage, State
+from twinquant.calibration.scratch import scratch
 
 __all__ = ["Grid", "Histogram"]
 
@@ -18,9 +19,11 @@ Int64Array = npt.NDArray[np.int64]
 _SMALLEST_EXPONENT = -120
 _FRACTION_BITS = 23
 _ONE = 1 << _FRACTION_BITS
-# A packed cell holds a count above bit 44 and a signed sum of fractions below it; 2^18 values of up to 2^23 fit.
+# A packed cell holds a count above bit 44 and a signed sum of fractions below it; 2^19 - 1 values of up to 2^23 fit.
 _COUNT_SHIFT = 44
-_MOST_PACKED = 1 << 18
+_MOST_PACKED = (1 << 19) - 1
+# Cells that hold this many are emptied when one may be full: few, as most values of an activation are not alike.
+_MANY_PACKED = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,31 +88,35 @@ class Grid(Stage):
         self._counts = np.zeros(2 * size + 1, np.int64)
         self._sums = np.zeros(2 * size + 1, np.int64) if sums else None
         self._packed = np.zeros(2 * size + 1, np.int64) if sums else None
-        self._unpacked = 0
+        # No packed cell holds more values than this.
+        self._fullest = 0
 
     def take(self, block: Float32Array, low: float, high: float) -> None:
         """Count values, after coarsening the grid if they need it."""
         self._widen(low, high)
-        scaled = block * np.float32(2.0**-self._exponent)
-        whole = scaled.astype(np.int32)
-        indices = whole.astype(np.int64)
-        indices += self._size
+        scaled = scratch("scaled", block.size, np.float32)
+        whole = scratch("whole", block.size, np.int32)
+        indices = scratch("indices", block.size, np.int64)
+        np.multiply(block, np.float32(2.0**-self._exponent), out=scaled)
+        np.copyto(whole, scaled, casting="unsafe")
+        np.copyto(indices, whole)
+        np.add(indices, self._size, out=indices)
         if self._packed is None:
             np.add.at(self._counts, indices, 1)
             return
-        if self._unpacked + block.size > _MOST_PACKED:
-            self._unpack()
-        np.subtract(scaled, whole.astype(np.float32), out=scaled)
+        self._make_room(block.size)
+        additions = scratch("additions", block.size, np.int64)
+        np.subtract(scaled, whole, out=scaled, dtype=np.float32)
         np.multiply(scaled, np.float32(_ONE), out=scaled)
-        additions = scaled.astype(np.int32).astype(np.int64)
-        additions += 1 << _COUNT_SHIFT
+        np.copyto(whole, scaled, casting="unsafe")
+        np.copyto(additions, whole)
+        np.add(additions, 1 << _COUNT_SHIFT, out=additions)
         np.add.at(self._packed, indices, additions)
-        self._unpacked += block.size
 
     def merge(self, other: Grid) -> None:
         """Add the other grid, the finer of the two coarsened to the other."""
         self._widen(other._low, other._high)
-        self._unpack()
+        self._unpack_all()
         same = other._copy()
         same._widen(self._low, self._high)
         self._counts += same._counts
@@ -118,14 +125,13 @@ class Grid(Stage):
 
     def histogram(self) -> Histogram:
         """Return the bins from that of the smallest value to that of the largest, bin 0 always among them."""
-        self._unpack()
-        width = 2.0**self._exponent
-        first, last = int(self._low / width), int(self._high / width)
-        used = slice(self._size + first, self._size + last + 1)
+        self._unpack_all()
+        used = self._used()
+        first = used.start - self._size
         counts = self._counts[used].copy()
         sums = np.zeros_like(counts) if self._sums is None else self._sums[used].copy()
         sums[-first] = 0
-        return Histogram(width, first, counts, sums, self._low, self._high)
+        return Histogram(2.0**self._exponent, first, counts, sums, self._low, self._high)
 
     def arrays(self) -> State:
         """Return the bins in use."""
@@ -166,7 +172,7 @@ class Grid(Stage):
         while int(high / 2.0**exponent) - int(low / 2.0**exponent) >= self._size:
             exponent += 1
         if exponent != self._exponent:
-            self._unpack()
+            self._unpack_all()
             if self._counts.any():
                 # After so many steps every value is in bin 0.
                 for _ in range(min(exponent - self._exponent, self._size.bit_length())):
@@ -196,16 +202,32 @@ class Grid(Stage):
         if self._sums is not None:
             self._sums[middle] = 0
 
-    def _unpack(self) -> None:
-        """Move what the packed cells hold to the counts and the sums."""
-        if self._packed is None or self._sums is None or not self._unpacked:
+    def _make_room(self, size: int) -> None:
+        """Empty packed cells that may not have room for `size` more values."""
+        if self._packed is not None and self._fullest + size > _MOST_PACKED:
+            used = self._used()
+            self._unpack(used.start + np.flatnonzero(self._packed[used] >= _MANY_PACKED << _COUNT_SHIFT))
+            # A negative sum takes the last one from the count.
+            self._fullest = _MANY_PACKED + 1
+        self._fullest += size
+
+    def _unpack_all(self) -> None:
+        if self._fullest:
+            self._unpack(self._used())
+            self._fullest = 0
+
+    def _unpack(self, cells: slice | Int64Array) -> None:
+        """Move what packed cells hold to the counts and the sums."""
+        if self._packed is None or self._sums is None:
             return
-        width = 2.0**self._exponent
-        used = slice(self._size + int(self._low / width), self._size + int(self._high / width) + 1)
-        packed = self._packed[used]
+        packed = self._packed[cells]
         counts = (packed + (1 << (_COUNT_SHIFT - 1))) >> _COUNT_SHIFT
-        self._counts[used] += counts
-        self._sums[used] += packed - (counts << _COUNT_SHIFT)
-        packed[:] = 0
+        self._counts[cells] += counts
+        self._sums[cells] += packed - (counts << _COUNT_SHIFT)
         self._sums[self._size] = 0
-        self._unpacked = 0
+        self._packed[cells] = 0
+
+    def _used(self) -> slice:
+        """Return where the bins from that of the smallest value to that of the largest are."""
+        width = 2.0**self._exponent
+        return slice(self._size + int(self._low / width), self._size + int(self._high / width) + 1)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from twinquant.calibration.grid import Grid
 from twinquant.calibration.ifmr_losses import Candidate
 from twinquant.calibration.observer import Float32Array, Stage, State
+from twinquant.calibration.scratch import scratch
 from twinquant.calibration.tails import Rank, Tail
 from twinquant.numerics import clipped_grid_errors
 
@@ -40,7 +41,7 @@ class Survey(Stage):
         self.grid.take(block, low, high)
         self.upper.take(block, high)
         if low < 0.0:
-            self.lower.take(-block, -low)
+            self.lower.take(np.negative(block, out=scratch("negative", block.size, np.float32)), -low)
 
     def merge(self, other: Survey) -> None:
         """Add counts, keep the outermost values of both."""
@@ -81,7 +82,7 @@ class Refinement(Stage):
         if self.upper.value is None:
             self.upper.take(block)
         if self.lower.value is None:
-            self.lower.take(-block)
+            self.lower.take(np.negative(block, out=scratch("negative", block.size, np.float32)))
 
     def merge(self, other: Refinement) -> None:
         """Add counts."""
@@ -148,9 +149,10 @@ class Settlement(Stage):
 
     def take(self, block: Float32Array, low: float, high: float) -> None:
         """Add the errors of a block."""
-        values = block.astype(np.float64)
-        errors = np.empty_like(values)
-        whole = np.empty(values.shape, np.int64)
+        values = scratch("values", block.size, np.float64)
+        errors = scratch("errors", block.size, np.float64)
+        whole = scratch("whole", block.size, np.int64)
+        np.copyto(values, block)
         for index, candidate in enumerate(self._candidates):
             clipped_grid_errors(values, candidate.scale, candidate.low, candidate.high, errors)
             np.multiply(errors, 1.0 / self._unit, out=errors)

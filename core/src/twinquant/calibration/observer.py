@@ -11,15 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from twinquant.calibration.options import ObserverOptions
+from twinquant.calibration.scratch import BLOCK
 from twinquant.errors import ArgumentError, CalibrationError
 
 __all__ = ["ActivationFactors", "Float32Array", "Observer", "Stage", "State"]
 
 Float32Array = npt.NDArray[np.float32]
 State = dict[str, npt.NDArray[Any]]
-
-# 256 KiB of float32. Blocks half and twice as large measured within 10% of it, a quarter as large twice as slow.
-_BLOCK = 1 << 16
 
 SelfStage = TypeVar("SelfStage", bound="Stage")
 
@@ -100,6 +98,7 @@ class Observer(ABC):
         self.options = options
         self.passes = 0
         self._count = 0
+        self._low, self._high = np.inf, -np.inf
         self._total: int | None = None
         self._stage: Stage | None = self.first_stage()
         self._factors: ActivationFactors | None = None
@@ -130,13 +129,14 @@ class Observer(ABC):
         if self._stage is None:
             raise ArgumentError("this observer has its factors; observe with a new one")
         flat = np.asarray(values).reshape(-1)
-        for start in range(0, flat.size, _BLOCK):
+        for start in range(0, flat.size, BLOCK):
             with np.errstate(over="ignore"):
-                block = flat[start : start + _BLOCK].astype(np.float32, copy=False)
+                block = flat[start : start + BLOCK].astype(np.float32, copy=False)
             # Adding 0.0 makes -0.0 and 0.0, which compare equal, the same bits.
             low, high = float(block.min()) + 0.0, float(block.max()) + 0.0
             if not (np.isfinite(low) and np.isfinite(high)):
                 raise CalibrationError(_not_finite(block))
+            self._low, self._high = min(self._low, low), max(self._high, high)
             self._stage.take(block, low, high)
         self._count += flat.size
 
@@ -157,6 +157,7 @@ class Observer(ABC):
             raise ArgumentError("cannot merge observers whose earlier passes saw different data; share one state")
         self._stage.merge(other._stage)
         self._count += other._count
+        self._low, self._high = min(self._low, other._low), max(self._high, other._high)
 
     def end_pass(self) -> bool:
         """End the current pass; True asks for another pass over the same data.
@@ -193,6 +194,11 @@ class Observer(ABC):
             raise ArgumentError("this observer has no factors yet; go through the data until end_pass() returns False")
         return self._factors
 
+    @property
+    def constant(self) -> float | None:
+        """The value that every observed value has; None where they differ, or there is none."""
+        return self._low if self._low == self._high else None
+
     def fork(self) -> Observer:
         """Return an observer that is in the same pass and has taken nothing in it, to observe a part of the data."""
         twin = type(self)(self.options)
@@ -205,6 +211,7 @@ class Observer(ABC):
         state: State = {"algorithm": np.array(self.options.algorithm), "passes": np.array(self.passes)}
         state["count"] = np.array(self._count)
         state["total"] = np.array(-1 if self._total is None else self._total)
+        state["range"] = np.array([self._low, self._high])
         if self._factors is not None:
             state["scale"], state["offset"] = np.array(self._factors.scale), np.array(self._factors.offset)
         if self._stage is not None:
@@ -227,6 +234,7 @@ class Observer(ABC):
                 "use the options it was made with, or start again"
             )
         self.passes, self._count = int(state["passes"]), int(state["count"])
+        self._low, self._high = map(float, state["range"])
         total = int(state["total"])
         self._total = None if total < 0 else total
         self._factors = self._stage = None

@@ -5,19 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from twinquant.config.parameters import ACTIVATION_DEFAULTS, BIN_COUNTS
+from twinquant.config.quant_config import ActivationConfig
 from twinquant.errors import ArgumentError
 
 __all__ = ["Algorithm", "ObserverOptions"]
 
 Algorithm = Literal["ifmr", "hfmg", "minmax", "percentile", "entropy", "mse"]
 
-_BIN_COUNTS = (1024, 2048, 4096, 8192)
 _BITS = (4, 8, 16)
+_DEFAULTS = ActivationConfig()
 
 
 @dataclass(frozen=True, slots=True)
 class ObserverOptions:
-    """How the factors of one activation are found. The defaults are those of the reference's configuration.
+    """How the factors of one activation are found. The defaults are those of a configuration.
 
     Attributes:
         algorithm: which observer.
@@ -35,14 +37,14 @@ class ObserverOptions:
     """
 
     algorithm: Algorithm = "ifmr"
-    num_bits: int = 8
-    asymmetric: bool = True
-    max_percentile: float = 0.999999
-    min_percentile: float = 0.999999
-    search_range: tuple[float, float] = (0.7, 1.3)
-    search_step: float = 0.01
-    num_of_bins: int = 4096
-    percentile: float = 0.99999
+    num_bits: int = _DEFAULTS.num_bits
+    asymmetric: bool = _DEFAULTS.asymmetric
+    max_percentile: float = _DEFAULTS.max_percentile
+    min_percentile: float = _DEFAULTS.min_percentile
+    search_range: tuple[float, float] = _DEFAULTS.search_range
+    search_step: float = _DEFAULTS.search_step
+    num_of_bins: int = _DEFAULTS.num_of_bins
+    percentile: float = ACTIVATION_DEFAULTS["percentile"]["max_percentile"]
 
     def __post_init__(self) -> None:
         """Refuse values that no observer can work with."""
@@ -59,5 +61,5 @@ class ObserverOptions:
                 f"search_step: got {self.search_step!r}, expected a positive step of at most {last - first:g}, the "
                 f"length of search_range {self.search_range!r}"
             )
-        if self.num_of_bins not in _BIN_COUNTS:
-            raise ArgumentError(f"num_of_bins: got {self.num_of_bins!r}, expected one of {_BIN_COUNTS}")
+        if self.num_of_bins not in BIN_COUNTS:
+            raise ArgumentError(f"num_of_bins: got {self.num_of_bins!r}, expected one of {BIN_COUNTS}")

@@ -19,6 +19,7 @@ from twinquant.calibration.watches import Watch
 from twinquant.data import DataSource
 from twinquant.errors import DataError
 from twinquant.registry import Framework
+from twinquant.registry.float_model import RunBatch, Tap
 
 __all__ = ["Measurement", "measure"]
 
@@ -69,13 +70,19 @@ def measure(
     layers = len({layer for watch in measurement.watches for layer in watch.layers})
     most_passes = max((station.most_passes for station in snapshot.stations), default=1)
     teller = Teller(tell, layers, batch_num, most_passes)
+    run: RunBatch | None = None
+    taps: list[Tap] | None = None
     while True:
         active = [station for station in snapshot.stations if not station.finished]
         if not active:
             break
         one_pass = _OnePass(measurement, snapshot, active, checkpoint, teller)
         if workers is None:
-            one_pass.here()
+            if run is None or taps != taps_of(active):
+                # Let go of the old one first: both together would hold the weights twice.
+                run, taps = None, taps_of(active)
+                run = measurement.framework.activations(measurement.graph, taps)
+            one_pass.here(run)
         else:
             one_pass.in_workers(workers)
         for station in active:
@@ -96,11 +103,10 @@ class _OnePass:
     checkpoint: Checkpoint
     teller: Teller
 
-    def here(self) -> None:
+    def here(self, run: RunBatch) -> None:
         """Go through the batches in this process, in their order."""
         measurement, done = self.measurement, self.snapshot.done
         self._check_seen()
-        run = measurement.framework.activations(measurement.graph, taps_of(self.active))
         for number in range(measurement.batch_num):
             if number in done:
                 continue

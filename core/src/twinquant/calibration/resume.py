@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import secrets
 import time
 import zipfile
 import zlib
@@ -20,6 +19,7 @@ from twinquant.calibration.observer import State
 from twinquant.calibration.station import Station
 from twinquant.calibration.watches import Watch
 from twinquant.errors import ArgumentError, OutputWriteError
+from twinquant.replacing import replace_file
 
 __all__ = ["Checkpoint", "Snapshot"]
 
@@ -117,14 +117,9 @@ class Checkpoint:
             arrays.update({f"{position}/{name}": array for name, array in station.state().items()})
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
-        part = self._path.with_name(f".{secrets.token_hex(8)}.part")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                part.write_bytes(buffer.getbuffer())
-                part.replace(self._path)
-            finally:
-                part.unlink(missing_ok=True)
+            replace_file(self._path, buffer.getbuffer())
         except OSError as error:
             raise OutputWriteError(
                 f"the state of the calibration cannot be stored in {str(self._path)!r}: {error.strerror or error}; "

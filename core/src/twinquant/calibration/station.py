@@ -92,6 +92,11 @@ class Station:
         """Return the result of a finished station."""
         return self._observer.factors()
 
+    @property
+    def constant(self) -> float | None:
+        """The value that the activation has everywhere, in all batches; None where its values differ."""
+        return self._observer.constant
+
     def fork(self) -> Station:
         """Return a station in the same pass that has taken nothing in it, to observe a part of the data."""
         twin = Station(self.watch)

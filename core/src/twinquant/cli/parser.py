@@ -35,9 +35,7 @@ def _save(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the float model")
     parser.add_argument("record", metavar="RECORD", help="the record file: what calibration measured")
     parser.add_argument("save_path", metavar="SAVE_PATH", help="folder/prefix of the files, or a folder/")
-    parser.add_argument(
-        "--save-type", choices=("Both", "Fakequant", "Deploy"), default="Both", type=str.capitalize, help="which twins"
-    )
+    _save_type(parser)
     _framework(parser)
     _options(parser)
 
@@ -45,8 +43,14 @@ def _save(parser: argparse.ArgumentParser) -> None:
 def _quantize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the float model")
     parser.add_argument("--save-path", required=True, metavar="PATH", help="folder/prefix of the files, or a folder/")
-    parser.add_argument("--save-type", choices=("Both", "Fakequant", "Deploy"), default="Both", help="which twins")
+    _save_type(parser)
     _calibration(parser)
+
+
+def _save_type(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--save-type", choices=("Both", "Fakequant", "Deploy"), default="Both", type=str.capitalize, help="which twins"
+    )
 
 
 def _calibrate(parser: argparse.ArgumentParser) -> None:

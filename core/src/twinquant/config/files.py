@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
 from twinquant.errors import ConfigError, OutputWriteError
+from twinquant.replacing import replace_file
 
 __all__ = ["read_text", "write_text"]
 
@@ -34,13 +34,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputWriteError: the folder is missing or not writable, the disk is full, or the target is a folder.
     """
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        try:
-            part.write_bytes(text.encode())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        replace_file(path, text.encode())
     except OSError as error:
         raise OutputWriteError(
             f"configuration file {str(path)!r} cannot be written: {error.strerror or error}; "

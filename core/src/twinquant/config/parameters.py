@@ -12,6 +12,7 @@ from twinquant.config.settings import Origin, Setting, suggestion
 __all__ = [
     "ACTIVATION",
     "ACTIVATION_DEFAULTS",
+    "BIN_COUNTS",
     "DMQ_BALANCER_PARAM",
     "GENERAL",
     "QUANT_ENABLE",
@@ -167,6 +168,9 @@ DMQ_BALANCER_PARAM = Parameter(
 )
 """The migration strength of the DMQ balancer."""
 
+BIN_COUNTS = (1024, 2048, 4096, 8192)
+"""How many bins HFMG's histogram may have."""
+
 GENERAL: dict[str, Parameter] = {
     "version": _one_of(1),
     "batch_num": Parameter("a whole number above 0", lambda value: _is_int(value) and value > 0, int),
@@ -190,7 +194,7 @@ ACTIVATION = Group(
         "search_step": Parameter("a number above 0", lambda value: _is_number(value) and value > 0, float),
         "act_algo": _one_of("ifmr", "hfmg", "minmax", "percentile", "entropy", "mse"),
         "asymmetric": _BOOL,
-        "num_of_bins": _one_of(1024, 2048, 4096, 8192),
+        "num_of_bins": _one_of(*BIN_COUNTS),
     },
     algorithm="act_algo",
     own={

@@ -52,8 +52,12 @@ def to_array(value: Any, dtype: str, where: str) -> Array:
         if hasattr(value, "detach"):  # a torch tensor, maybe on another device, maybe with a gradient
             value = value.detach().cpu().numpy()
         if is_array(value):
-            return np.asarray(value)
+            array = np.asarray(value)
+            # Frameworks take the bytes as they are.
+            return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
         array = np.asarray(value)
+        if array.dtype.kind in "SU":
+            raise ValueError(f"{value!r:.80} is text; give arrays, or the path of a folder or file as the data itself")
         return array.astype(dtype) if array.dtype.kind in "biuf" else array
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{where}: cannot become an array: {error}") from error
@@ -70,9 +74,10 @@ def _by_input(item: Any, inputs: Sequence[ModelInput], where: str) -> list[Any]:
     if isinstance(item, Mapping):
         for name in item:
             if name not in names:
-                close = get_close_matches(str(name), names, n=1)
-                hint = f"did you mean {close[0]!r}? " if close else ""
-                raise DataError(f"{where}: the model has no input {name!r}; {hint}It has {_listed(names)}")
+                close = get_close_matches(str(name).lower(), [known.lower() for known in names], n=1)
+                likely = next((known for known in names if [known.lower()] == close), None)
+                hint = f"did you mean {likely!r}? It has" if likely else "it has"
+                raise DataError(f"{where}: the model has no input {name!r}; {hint} {_listed(names)}")
         for name in names:
             if name not in item:
                 raise DataError(f"{where}: no array for the input {name!r}; there are {_listed(list(item))}")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from twinquant.data.feeds import make_feeds
+from twinquant.data.grouping import FileGroups
 from twinquant.data.rows import READ_ERRORS, FileRows, unreadable
 from twinquant.data.source import DataSource, Feeds
 from twinquant.errors import DataError
@@ -21,7 +22,8 @@ class ArrayFolder(DataSource):
     """Files of arrays in the order of their names.
 
     A file is a batch. For a model with one input, .npy files whose array lacks the first axis are samples, of which
-    `batch_size` make a batch: the number that the model fixes, else the given one, else 1.
+    `batch_size` make a batch: the number that the model fixes, else the given one, else 1. Where the model leaves the
+    number open, the last batch may have fewer.
     """
 
     def __init__(
@@ -29,37 +31,43 @@ class ArrayFolder(DataSource):
     ) -> None:
         """List the batches; of the files only the first one's header is read."""
         self.name = f"data {str(folder)!r}"
-        self._folder, self._files, self._inputs = folder, tuple(files), tuple(inputs)
-        self._group = 1
-        wanted = inputs[0]
-        if len(inputs) == 1 and wanted.shape and files[0].suffix == ".npy":
-            first = FileRows(files[0])
-            if len(first.shape) + 1 == len(wanted.shape):
-                fixed = wanted.shape[0]
-                if isinstance(fixed, int) and batch_size not in (None, fixed):
-                    raise DataError(f"{self.name}: the model takes batches of {fixed}, batch_size is {batch_size}")
-                self._group = fixed if isinstance(fixed, int) else batch_size or 1
+        self._inputs = tuple(inputs)
+        if self._holds_samples(files[0]):
+            self._groups = FileGroups.of(folder, files, inputs[0], batch_size, self.name)
+        else:
+            self._groups = FileGroups(folder, tuple(files), 1, fixed=True)
+
+    def _holds_samples(self, file: Path) -> bool:
+        """Tell whether a file holds an array without the batch axis, for a model with one input."""
+        wanted = self._inputs[0].shape
+        if len(self._inputs) > 1 or not wanted or file.suffix != ".npy":
+            return False
+        return len(FileRows(file).shape) + 1 == len(wanted)
 
     @property
     def count(self) -> int:
         """How many batches there are."""
-        return len(self._files) // self._group
+        return self._groups.count
+
+    @property
+    def rest(self) -> str:
+        """Which files do not fill a batch that the model fixes."""
+        return self._groups.rest("file")
 
     @property
     def outline(self) -> str:
         """The names and sizes of the files."""
-        sizes = ", ".join(f"{path.relative_to(self._folder)} {path.stat().st_size}" for path in self._files)
-        return f"files by {self._group}: {sizes}"
+        return f"files by {self._groups.size}: {self._groups.sizes}"
 
     def batch(self, number: int) -> Feeds | None:
         """Read the files of one batch."""
-        if number >= self.count:
+        files = self._groups.batch(number)
+        if not files:
             return None
-        files = self._files[number * self._group : (number + 1) * self._group]
-        where = f"{self.name}, {files[0].relative_to(self._folder)}"
+        where = f"{self.name}, {self._groups.label(files[0])}"
         items = [_load(path) for path in files]
         try:
-            item = np.stack(items) if self._group > 1 else items[0]
+            item = np.stack(items) if self._groups.size > 1 else items[0]
         except ValueError as error:
             raise DataError(f"{where}: its array and those of the {len(files) - 1} files after it: {error}") from error
         return make_feeds(item, self._inputs, where)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twinquant.data.feeds import make_feeds, shape_text
+from twinquant.data.grouping import FileGroups
 from twinquant.data.options import DataOptions
 from twinquant.data.source import DataSource, Feeds
 from twinquant.errors import ArgumentError, DataError
@@ -27,10 +29,14 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".t
 _LISTED = 10
 _CHANNEL_AXES = (("NCHW", 1), ("NHWC", 3))
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_INTEGERS = "biu"
 
 
 class ImageFolder(DataSource):
-    """Pictures in the order of their names; a batch has as many as the model fixes, else as given, else one."""
+    """Pictures in the order of their names; a batch has as many as the model fixes, else as given, else one.
+
+    Where the model leaves the number open, the last batch may have fewer than is given.
+    """
 
     def __init__(
         self,
@@ -55,27 +61,26 @@ class ImageFolder(DataSource):
             DataError: pictures are broken, or the model's input is none for pictures.
         """
         self.name = f"data {str(folder)!r}"
-        self._folder, self._inputs, self._options = folder, tuple(inputs), options
+        self._inputs, self._options = tuple(inputs), options
         self._layout, self._channels, self._size = _geometry(inputs, options, self.name)
-        fixed = inputs[0].shape[0] if inputs[0].shape else None
-        if isinstance(fixed, int) and options.batch_size not in (None, fixed):
-            raise DataError(f"{self.name}: the model takes batches of {fixed}, batch_size is {options.batch_size}")
-        self._group = fixed if isinstance(fixed, int) else options.batch_size or 1
-        self._files = self._whole(files, self._group * batch_num)
+        self._groups = FileGroups.of(folder, files, inputs[0], options.batch_size, self.name)
+        whole, unseen = self._whole(files, self._groups.size * batch_num)
+        together = replace(self._groups, files=whole + unseen)
+        self._groups = replace(self._groups, files=whole)
+        self._rest = together.rest("image") if together.count == self._groups.count else ""
 
-    def _whole(self, files: Sequence[Path], needed: int) -> tuple[Path, ...]:
-        """Return as many pictures as are needed, without the broken ones before them."""
+    def _whole(self, files: Sequence[Path], needed: int) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+        """Return as many pictures as are needed, without the broken ones before them, and those behind them."""
         pillow = _pillow()
         whole: list[Path] = []
         broken: list[str] = []
-        for path in files:
-            if len(whole) == needed:
-                break
+        unseen = iter(files)
+        while len(whole) < needed and (path := next(unseen, None)) is not None:
             problem = _problem(pillow, path)
             if problem is None:
                 whole.append(path)
             else:
-                broken.append(f"{path.relative_to(self._folder)}: {problem}")
+                broken.append(f"{self._groups.label(path)}: {problem}")
         if broken:
             listed = "; ".join(broken[:_LISTED]) + (
                 f"; and {len(broken) - _LISTED} more" if len(broken) > _LISTED else ""
@@ -84,25 +89,29 @@ class ImageFolder(DataSource):
             if not self._options.skip_broken:
                 raise DataError(f"{found}. Replace them, or leave them out with skip_broken (--skip-broken)")
             _log.warning("%s; they are left out", found)
-        return tuple(whole)
+        return tuple(whole), tuple(unseen)
 
     @property
     def count(self) -> int:
         """How many batches there are; pictures beyond those that calibration wants do not count."""
-        return len(self._files) // self._group
+        return self._groups.count
+
+    @property
+    def rest(self) -> str:
+        """Which pictures do not fill a batch that the model fixes."""
+        return self._rest
 
     @property
     def outline(self) -> str:
         """The names and sizes of the files, and how they are prepared."""
-        sizes = ", ".join(f"{path.relative_to(self._folder)} {path.stat().st_size}" for path in self._files)
-        return f"images by {self._group}, {self._options}: {sizes}"
+        return f"images by {self._groups.size}, {self._options}: {self._groups.sizes}"
 
     def batch(self, number: int) -> Feeds | None:
         """Decode the pictures of one batch."""
-        if number >= self.count:
+        files = self._groups.batch(number)
+        if not files:
             return None
-        files = self._files[number * self._group : (number + 1) * self._group]
-        where = f"{self.name}, {files[0].relative_to(self._folder)}"
+        where = f"{self.name}, {self._groups.label(files[0])}"
         pictures = [self._picture(path) for path in files]
         shapes = {picture.shape for picture in pictures}
         if len(shapes) > 1:
@@ -118,11 +127,9 @@ class ImageFolder(DataSource):
                     image = image.resize(self._size[::-1], pillow.Resampling.BILINEAR)
                 pixels = np.asarray(image).reshape(image.height, image.width, self._channels)
         except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
-            raise DataError(
-                f"{self.name}: the image {str(path.relative_to(self._folder))!r} is broken: {error}"
-            ) from error
+            raise DataError(f"{self.name}: the image {self._groups.label(path)!r} is broken: {error}") from error
         wanted = np.dtype(self._inputs[0].dtype)
-        if wanted.kind == "f":
+        if wanted.kind not in _INTEGERS:
             options = self._options
             pixels = (pixels.astype(np.float32) - np.asarray(options.mean, np.float32)) / np.asarray(
                 options.std, np.float32
@@ -156,7 +163,13 @@ def _geometry(inputs: Sequence[ModelInput], options: DataOptions, name: str) -> 
             f"{name}: the input {inputs[0].name!r} has shape {shape_text(shape)}; as {layout} it has {channels} "
             "channels, images have 1, 3 or 4. Is the layout the other one?"
         )
-    for what, values in (("mean", options.mean), ("std", options.std)):
+    dtype = np.dtype(inputs[0].dtype)
+    kind = f"the input {inputs[0].name!r} is {dtype.name}"
+    if dtype.kind in _INTEGERS and not np.can_cast(np.uint8, dtype):
+        raise DataError(f"{name}: {kind}, which does not hold pixels from 0 to 255; give arrays")
+    for what, values, neutral in (("mean", options.mean, 0.0), ("std", options.std, 1.0)):
+        if dtype.kind in _INTEGERS and set(values) != {neutral}:
+            raise ArgumentError(f"{what}: {kind} and takes the pixels as they are; leave {what} out")
         if len(values) not in (1, channels):
             raise ArgumentError(f"{what}: has {len(values)} values, but the model takes {channels} channels")
     size = options.size

@@ -11,7 +11,7 @@ import numpy as np
 
 from twinquant.data.feeds import make_feeds
 from twinquant.data.source import DataSource, Feeds
-from twinquant.errors import DataError
+from twinquant.errors import DataError, OutputWriteError
 from twinquant.registry.float_model import ModelInput
 
 __all__ = ["SequenceSource", "StreamSource"]
@@ -58,16 +58,19 @@ class StreamSource(DataSource):
 
     name = _NAME
 
-    def __init__(self, items: Iterable[Any], inputs: Sequence[ModelInput], *, spool: bool) -> None:
+    def __init__(
+        self, items: Iterable[Any], inputs: Sequence[ModelInput], *, spool: bool, count: int | None = None
+    ) -> None:
         """Take nothing yet.
 
         Args:
             items: the batches.
             inputs: the inputs of the model.
             spool: batches will be asked for more than once.
+            count: how many there are; None: what the iterable says of itself.
         """
         self._items: Iterator[Any] = iter(items)
-        self._count = len(items) if isinstance(items, Sized) else None
+        self._count = len(items) if count is None and isinstance(items, Sized) else count
         self._inputs = tuple(inputs)
         self._spool: IO[bytes] | None = None
         self._spooling = spool
@@ -77,7 +80,7 @@ class StreamSource(DataSource):
 
     @property
     def count(self) -> int | None:
-        """What the iterable says of itself."""
+        """What is known of it, if anything."""
         return self._count
 
     @property
@@ -89,7 +92,8 @@ class StreamSource(DataSource):
         """Take the iterable's next items, up to the wanted one; or read it from the temporary file.
 
         Raises:
-            DataError: an item does not fit, the batch is gone, or the iterable raises.
+            DataError: an item does not fit, or the batch is gone.
+            OutputWriteError: the temporary file cannot be written. What the iterable raises passes as it is.
         """
         if number < self._taken:
             if not self._spooling:
@@ -111,8 +115,8 @@ class StreamSource(DataSource):
         """Return the first batches in a file that other processes read."""
         while self._taken < count and self.batch(self._taken) is not None:
             pass
-        assert self._spool is not None
-        self._spool.flush()
+        if self._spool is None:
+            return SequenceSource((), self._inputs)
         return _SpooledBatches(Path(self._spool.name), tuple(self._starts), self._dtypes)
 
     def close(self) -> None:
@@ -124,14 +128,21 @@ class StreamSource(DataSource):
     def _write(self, feeds: Feeds) -> None:
         if not self._spooling:
             return
-        if self._spool is None:
-            spool = tempfile.NamedTemporaryFile(prefix="twinquant-", suffix=".batches")  # noqa: SIM115  close() ends it
-            self._spool = spool
-        self._spool.seek(0, 2)
-        self._starts.append(self._spool.tell())
         self._dtypes = {name: array.dtype for name, array in feeds.items()}
-        for array in feeds.values():
-            np.lib.format.write_array(self._spool, np.ascontiguousarray(array).reshape(array.shape))
+        try:
+            if self._spool is None:
+                spool = tempfile.NamedTemporaryFile(prefix="twinquant-", suffix=".batches")  # noqa: SIM115  see close()
+                self._spool = spool
+            self._spool.seek(0, 2)
+            self._starts.append(self._spool.tell())
+            for array in feeds.values():
+                np.lib.format.write_array(self._spool, np.ascontiguousarray(array).reshape(array.shape))
+            self._spool.flush()
+        except OSError as error:
+            raise OutputWriteError(
+                f"the batches cannot be kept in a temporary file: {error.strerror or error}; set TMPDIR to a folder "
+                "with space for them, or give files or a list instead of an iterable"
+            ) from error
 
     def _read(self, number: int) -> Feeds:
         assert self._spool is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ def open_data(
 
     Args:
         data: a folder of images or of .npy or .npz files; an .npz or .npy file; an array, or arrays by input name; a
-            list of batches; or any iterable of batches, such as a data loader. `make_feeds` says what a batch may be.
+            list of batches; or any iterable of batches, such as a data loader, or a dataset that gives them by number.
+            `make_feeds` says what a batch may be.
         inputs: the inputs of the model.
         options: how data is cut and prepared.
         batch_num: how many batches will be asked for.
@@ -43,6 +44,8 @@ def open_data(
     if not inputs:
         raise DataError("the model has no input that data could be given for")
     if isinstance(data, (str, os.PathLike)):
+        if not os.fspath(data):
+            raise DataError("data: the path is empty; give a folder or a file")
         return _open_path(Path(data), inputs, options, batch_num)
     if isinstance(data, Mapping):
         arrays = {str(name): value for name, value in data.items()}
@@ -55,9 +58,12 @@ def open_data(
         return SequenceSource(data, inputs)
     if isinstance(data, Iterable):
         return StreamSource(data, inputs, spool=repeated)
+    if isinstance(data, Sized) and hasattr(data, "__getitem__"):
+        # A map-style dataset need not raise IndexError at its end, nor give the same item twice.
+        return StreamSource(map(data.__getitem__, range(len(data))), inputs, spool=repeated, count=len(data))
     raise ArgumentError(
-        "data: must be a folder, an .npz or .npy file, arrays by input name, or an iterable of batches, got "
-        f"{type(data).__name__}"
+        "data: must be a folder, an .npz or .npy file, arrays by input name, or an iterable or dataset of batches, "
+        f"got {type(data).__name__}"
     )
 
 

@@ -44,6 +44,11 @@ class DataSource(ABC):
     def outline(self) -> str:
         """What can be said about the data without reading it: equal for equal data."""
 
+    @property
+    def rest(self) -> str:
+        """What is left over behind the last batch, as a clause; "" where nothing is."""
+        return ""
+
     def for_processes(self, count: int) -> DataSource:
         """Return a source of the first batches that can be pickled, for other processes of this machine.
 

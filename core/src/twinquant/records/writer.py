@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from twinquant.errors import OutputWriteError
 from twinquant.records.record import Dialect, LayerRecord, RecordSet
 from twinquant.records.schema import KV_CACHE_FIELDS, LAYER_FIELDS, FieldSpec, Kind, known_fields
+from twinquant.replacing import replace_file
 
 __all__ = ["format_records", "write_record_file"]
 
@@ -47,8 +47,6 @@ def format_records(record_set: RecordSet, *, dialect: Dialect | None = None) -> 
 def write_record_file(record_set: RecordSet, path: str | os.PathLike[str], *, dialect: Dialect | None = None) -> None:
     """Write a record file, or leave what is there untouched.
 
-    The text goes to a new file beside the target, which then replaces the target in one step.
-
     Args:
         record_set: the records.
         path: the file to write; its folder exists, the file itself may.
@@ -59,13 +57,8 @@ def write_record_file(record_set: RecordSet, path: str | os.PathLike[str], *, di
     """
     path = Path(path)
     data = format_records(record_set, dialect=dialect).encode()
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        try:
-            part.write_bytes(data)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        replace_file(path, data)
     except OSError as error:
         raise OutputWriteError(
             f"record file {str(path)!r} cannot be written: {error.strerror or error}; "

@@ -98,8 +98,8 @@ def _named(registry: Registry, name: str) -> Framework:
         raise _unusable(state, f"framework={name!r}")
     names = [known.name for known in registry.states]
     close = get_close_matches(str(name), names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ArgumentError(f"there is no framework named {name!r}; {hint}Known: {', '.join(names)}")
+    known = f"did you mean {close[0]!r}? Known are" if close else "known are"
+    raise ArgumentError(f"there is no framework named {name!r}; {known}: {', '.join(names)}")
 
 
 def _claims(registry: Registry, source: Any) -> tuple[list[tuple[Match, Framework]], dict[str, Exception]]:

@@ -203,7 +203,7 @@ class Framework(ABC):
         raise self._lacks(Capability.INSPECT)
 
     def demo(self, folder: Path) -> Sequence[Sequence[str]]:
-        """Run the shipped example in a folder and return the rows of one table, its header first (`Capability.DEMO`)."""
+        """Run the shipped example in a folder; return the rows of one table, header first (`Capability.DEMO`)."""
         raise self._lacks(Capability.DEMO)
 
     def _lacks(self, capability: Capability) -> CapabilityError:

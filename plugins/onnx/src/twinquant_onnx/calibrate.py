@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,11 +20,16 @@ from twinquant_onnx.graph import OnnxGraph
 from twinquant_onnx.insert.twin import drop_op_data_type
 from twinquant_onnx.layers import LoadedModel, Site
 from twinquant_onnx.sessions import ORT_ERRORS, from_value, node_reads, shareable, to_value
+from twinquant_onnx.tensors import FileRange
 from twinquant_onnx.traversal import tensors_in
 
 __all__ = ["describe_inputs", "tap_model"]
 
 _INITIAL_H = 5
+_ALIGNMENT = 8
+"""Offsets in files that every element type can be read at in place."""
+_READS_FILES = tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 21)
+"""Whether ONNX Runtime can be told the folder of external data, for a model that is not in a file itself."""
 _PREPACKED_BYTES = 512 << 20
 """Beyond this, ONNX Runtime does not repack weights: it would hold them twice."""
 
@@ -64,8 +71,13 @@ def tap_model(loaded: LoadedModel, taps: Sequence[Tap], threads: int | None) -> 
         threads: threads of ONNX Runtime; None: its own choice.
 
     Raises:
-        UnsupportedModelError: ONNX Runtime cannot run the model.
+        UnsupportedModelError: ONNX Runtime cannot run the model, or it would not compute what the float model does.
     """
+    if loaded.graph.undivided:
+        raise UnsupportedModelError(
+            "the weights of this model are balanced already: quantize_model wrote it, to be calibrated in a session "
+            "with AMCT_SO; run it there, or calibrate the float model"
+        )
     tapped = _tapped_graph(loaded, taps)
     try:
         session, weights = _session(tapped.model, loaded.graph, threads)
@@ -145,7 +157,11 @@ class _Runner:
                 values = self.session.run(list(self.makes), wanted)
             return dict(zip(self.makes, values, strict=True))
         except ORT_ERRORS as error:
-            raise UnsupportedModelError(f"ONNX Runtime cannot run the model on this batch: {error}") from error
+            shapes = ", ".join(f"{name!r} {list(array.shape)}" for name, array in wanted.items())
+            raise UnsupportedModelError(
+                f"ONNX Runtime cannot run the model on this batch, with inputs of shape {shapes}; if the model takes "
+                f"certain sizes only, resize the data (for images: size, --size). {str(error).strip()}"
+            ) from error
 
 
 def _tapped_graph(loaded: LoadedModel, taps: Sequence[Tap]) -> _Tapped:
@@ -222,22 +238,52 @@ def _needed(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.Node
     return needed[::-1]
 
 
+def _in_files(model: onnx.ModelProto, graph: OnnxGraph) -> dict[str, FileRange]:
+    """Find the initializers that ONNX Runtime can read itself: it maps the files, so that they take no memory.
+
+    Those that it is handed as arrays it holds twice while it makes a session (onnxruntime 1.32).
+    """
+    found = {}
+    for tensor in model.graph.initializer if _READS_FILES else ():
+        stored = graph.store.get(tensor)
+        if stored is None or not stored.external or not isinstance(stored.content, FileRange):
+            continue
+        if stored.content.nbytes and stored.content.offset % _ALIGNMENT == 0:
+            found[tensor.name] = stored.content
+    return found
+
+
+def _refer(tensor: onnx.TensorProto, place: FileRange, folder: Path) -> None:
+    """Make a tensor refer to its file. Edits `tensor`."""
+    tensor.ClearField("external_data")
+    entries = {"location": place.path.relative_to(folder).as_posix(), "offset": place.offset, "length": place.nbytes}
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=str(value))
+
+
 def _session(
     model: onnx.ModelProto, graph: OnnxGraph, threads: int | None
 ) -> tuple[ort.InferenceSession | None, tuple[Array, ...]]:
     """Return a session and the big weights that it uses in place. Edits `model`. No session without outputs."""
     if not model.graph.output:
         return None, ()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
     shared: dict[str, Array] = {}
+    in_files = _in_files(model, graph)
     for tensor in model.graph.initializer:
-        array = shareable(tensor, graph.store)
+        array = None if tensor.name in in_files else shareable(tensor, graph.store)
         if array is not None:
             shared[tensor.name] = array
     for tensor, _ in tensors_in(model):
-        if tensor.name not in shared:
+        if tensor.name not in shared and tensor.name not in in_files:
             graph.store.detach(tensor)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
+    if in_files:
+        folder = Path(os.path.commonpath([place.path.parent for place in in_files.values()]))
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        for tensor in model.graph.initializer:
+            if tensor.name in in_files:
+                _refer(tensor, in_files[tensor.name], folder)
     # The arena of ONNX Runtime stays on: without it, its buffers and the observers' small arrays fragment the heap, and
     # a run over 192 images took twice the memory of one over 32.
     if threads is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -14,10 +15,11 @@ from twinquant.numerics import BLOCK_ELEMENTS
 from twinquant.plan import LayerKind
 from twinquant.registry import LayerWeight
 from twinquant_onnx.constants import Constant, raw_bytes
-from twinquant_onnx.graph import OnnxGraph, TensorStore
+from twinquant_onnx.graph import TensorStore
 from twinquant_onnx.layers import LoadedModel, Site, analyse
 from twinquant_onnx.tensors import ArrayBytes, Bytes, RandomAccess
-from twinquant_onnx.topology import Reader
+from twinquant_onnx.topology import FIRST_IR_OF_PRIVATE_INITIALIZERS, Reader
+from twinquant_onnx.unread import drop_unread
 
 __all__ = ["balance_weights", "layer_weight"]
 
@@ -45,6 +47,9 @@ def layer_weight(loaded: LoadedModel, layer: str, *, recurrence: bool) -> LayerW
 def balance_weights(loaded: LoadedModel, factors: Mapping[str, Float32Array]) -> LoadedModel:
     """Return the model with weights that are multiplied by one factor per input channel when they are read.
 
+    Every node of the result has a name: the one that it had in the given model, also where that was made up from its
+    position. Constants that nobody reads any more are left out.
+
     Raises:
         UnsupportedModelError: a weight is bfloat16.
     """
@@ -52,9 +57,16 @@ def balance_weights(loaded: LoadedModel, factors: Mapping[str, Float32Array]) ->
     model.CopyFrom(loaded.graph.model)
     # The integers of a weight are remembered by its name, and these weights keep their names.
     store = TensorStore(list(loaded.graph.store.entries))
-    for layer, values in factors.items():
-        _balance(loaded, _site(loaded, layer), model.graph, store, values)
-    return analyse(OnnxGraph(model, store, loaded.graph.inputs))
+    for node, name in zip(model.graph.node, loaded.topology.names, strict=True):
+        node.name = name
+    sites = [_site(loaded, layer) for layer in factors]
+    for site, values in zip(sites, factors.values(), strict=True):
+        _balance(loaded, site, model.graph, store, values)
+    if model.ir_version < FIRST_IR_OF_PRIVATE_INITIALIZERS:
+        for tensor in model.graph.initializer[len(loaded.graph.model.graph.initializer) :]:
+            model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    drop_unread(model.graph, [tensor for site in sites for tensor in loaded.graph.model.graph.node[site.index].input])
+    return analyse(replace(loaded.graph, model=model, store=store))
 
 
 def _balance(

@@ -106,8 +106,11 @@ class OnnxGraph:
         model: structure, attributes and small tensors; big tensors (and all external ones) refer to `store`.
         store: the big tensors.
         inputs: the files that the model was read from.
+        undivided: weights are balanced, but the division of their activations is gone: it is left to the twins, and the
+            graph itself does not compute what the float model does.
     """
 
     model: onnx.ModelProto
     store: TensorStore
     inputs: tuple[Path, ...] = ()
+    undivided: bool = False

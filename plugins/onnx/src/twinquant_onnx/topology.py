@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 __all__ = [
+    "FIRST_IR_OF_PRIVATE_INITIALIZERS",
     "MAIN_DOMAINS",
     "Reader",
     "Topology",
@@ -18,6 +19,9 @@ __all__ = [
     "rename_captured",
     "subgraphs",
 ]
+
+FIRST_IR_OF_PRIVATE_INITIALIZERS = 4
+"""Before this version of the format, every initializer is an input of the graph too."""
 
 MAIN_DOMAINS = ("", "ai.onnx")
 """The two spellings of ONNX's own operator domain."""

@@ -1,4 +1,4 @@
-"""Quantize the digits network from its float model and some training digits, and count how many digits each model reads."""
+"""Quantize the digits network by every algorithm, and count how many held-out digits each model reads."""
 
 from __future__ import annotations
 

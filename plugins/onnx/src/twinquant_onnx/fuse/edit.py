@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,16 @@ from twinquant_onnx.constants import FLOAT_TYPES, raw_bytes
 from twinquant_onnx.fuse.chains import Chain
 from twinquant_onnx.fuse.weight import FusedWeight
 from twinquant_onnx.graph import OnnxGraph, TensorStore
-from twinquant_onnx.topology import Reader, Topology, captured_names, defined_names
+from twinquant_onnx.topology import (
+    FIRST_IR_OF_PRIVATE_INITIALIZERS,
+    Reader,
+    Topology,
+    captured_names,
+    defined_names,
+)
 from twinquant_onnx.traversal import graphs_in
 
 __all__ = ["fold_chains"]
-
-_FREE_INITIALIZERS = 4
-"""Before this version of ONNX's intermediate representation, every initializer is an input of the graph too."""
 
 
 def fold_chains(graph: OnnxGraph, topology: Topology, chains: Iterable[Chain]) -> OnnxGraph:
@@ -38,7 +42,7 @@ class _Edit:
         self._topology = topology
         # Not its memory of integers: that goes by name, and fused weights keep their names.
         self._store = TensorStore(list(graph.store.entries))
-        self._inputs = graph.inputs
+        self._source = graph
         self._model = onnx.ModelProto()
         self._model.CopyFrom(graph.model)
         self._nodes: list[onnx.NodeProto] = list(self._model.graph.node)
@@ -115,7 +119,7 @@ class _Edit:
         """Drop what nobody reads any more, and return the graph."""
         graph = self._model.graph
         self._drop_unread()
-        if self._model.ir_version < _FREE_INITIALIZERS:
+        if self._model.ir_version < FIRST_IR_OF_PRIVATE_INITIALIZERS:
             for tensor in self._added:
                 graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
         rebuilt = onnx.GraphProto(
@@ -127,7 +131,7 @@ class _Edit:
         for field in ("node", "initializer", "input", "value_info"):
             graph.ClearField(field)
         graph.MergeFrom(rebuilt)
-        return OnnxGraph(self._model, self._store, self._inputs)
+        return replace(self._source, model=self._model, store=self._store)
 
     def _drop_unread(self) -> None:
         """Drop the constants that only folded nodes read, with the nodes between them and their readers."""

@@ -14,15 +14,12 @@ from twinquant_onnx.graph import OnnxGraph
 from twinquant_onnx.layers import LoadedModel
 from twinquant_onnx.operators import constant
 from twinquant_onnx.tensors import ArrayBytes
-from twinquant_onnx.topology import defined_names, rename_captured, subgraphs
+from twinquant_onnx.topology import FIRST_IR_OF_PRIVATE_INITIALIZERS, defined_names, rename_captured, subgraphs
 
 __all__ = ["Twin", "drop_op_data_type"]
 
 _INLINE_BYTES = 1024
 """Arrays up to this size go into the message itself."""
-
-_FIRST_IR_OF_PRIVATE_INITIALIZERS = 4
-"""Before this version of the format, all initializers are graph inputs too."""
 
 
 class Twin:
@@ -155,7 +152,7 @@ class Twin:
         del graph.node[:]
         graph.MergeFrom(rebuilt)
         constant_inputs = {tensor.name for tensor in graph.initializer}
-        if self.model.ir_version < _FIRST_IR_OF_PRIVATE_INITIALIZERS:
+        if self.model.ir_version < FIRST_IR_OF_PRIVATE_INITIALIZERS:
             # ONNX Runtime 1.32 cannot load an older model with an initializer that neither the inputs nor a node names.
             constant_inputs &= {tensor for node in graph.node for tensor in node.input}
         _drop_values(graph.input, constant_inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +62,7 @@ def remove_division(graph: OnnxGraph) -> OnnxGraph:
     for node in nodes:
         if node.input and node.input[0] in divided:
             node.input[0] = divided[node.input[0]]
-    return _with_nodes(edited, nodes, graph)
+    return replace(_with_nodes(edited, nodes, graph), undivided=True)
 
 
 def _with_nodes(edited: onnx.ModelProto, nodes: list[onnx.NodeProto], source: OnnxGraph) -> OnnxGraph:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from twinquant.calibration.assemble import check_weight_algorithms
 from twinquant.config import QuantConfig, read_config
 from twinquant.errors import ConfigError, OutputPathError
 from twinquant.outputs import staging_folder
@@ -87,6 +88,7 @@ def _load(files: Habit) -> tuple[LoadedModel, QuantConfig]:
     framework = OnnxFramework()
     loaded = framework.load(files.model)
     config = read_config(files.config, loaded.layers)
+    check_weight_algorithms(framework, config)
     _refuse_inputs((files.config, *loaded.graph.inputs), (files.modified, files.record))
     if config.do_fusion:
         loaded, _ = framework.fuse(loaded, config.skip_fusion_layers)

@@ -12,6 +12,7 @@ from typing import Any
 from twinquant.calibration.auto import Search
 from twinquant.config import QuantConfig, write_config
 from twinquant.errors import OutputWriteError
+from twinquant.replacing import replace_file
 
 __all__ = ["FINAL_CONFIG", "RANKING", "REPORT", "write_final_config", "write_report"]
 
@@ -56,6 +57,6 @@ def write_final_config(config: QuantConfig, float_layers: Collection[str], folde
 def _write(content: Any, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+        replace_file(path, (json.dumps(content, indent=4, ensure_ascii=False) + "\n").encode())
     except OSError as error:
         raise OutputWriteError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
