@@ -1,16 +1,13 @@
-"""The Caffe plugin tells nets from everything else, and says what it cannot do yet."""
+"""The Caffe plugin tells nets from everything else."""
 
 from pathlib import Path
 
 import pytest
 
-import twinquant
-from twinquant.errors import ModelFileError, UnsupportedModelError
-from twinquant.outputs import Flavor
-from twinquant.plan import QuantPlan
-from twinquant.records import LayerRecord, RecordSet
+from twinquant.errors import ModelFileError
 from twinquant.registry import Match, select_framework
 from twinquant_caffe.framework import CaffeFramework
+from twinquant_caffe.sources import source_files
 
 NET = 'name: "net"\nlayer {\n  name: "data"\n  type: "Input"\n  top: "data"\n}\n'
 
@@ -61,7 +58,7 @@ def test_a_file_with_a_comma_in_its_name_is_one_file(tmp_path):
     path = tmp_path / "a,b.prototxt"
     path.write_text(NET)
     assert CaffeFramework().recognize(str(path)) is Match.CONTENT
-    assert CaffeFramework().inputs(str(path), None) == (path,)
+    assert source_files(str(path)) == (path,)
 
 
 def test_a_pycaffe_net_is_claimed_by_its_type():
@@ -99,11 +96,6 @@ def test_the_installed_plugin_is_chosen_for_a_net(net):
     assert select_framework(f"{net},{net.with_suffix('.caffemodel')}").name == "caffe"
 
 
-def test_loading_says_what_is_missing_and_what_to_do(net):
-    with pytest.raises(UnsupportedModelError, match=r"only recognizes.*ONNX"):
-        CaffeFramework().load(net)
-
-
 def test_loading_a_missing_file_names_it(net):
     weights = net.with_suffix(".caffemodel")
     with pytest.raises(ModelFileError) as caught:
@@ -111,27 +103,9 @@ def test_loading_a_missing_file_names_it(net):
     assert repr(str(weights)) in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda framework: framework.layers(None),
-        lambda framework: framework.insert(None, QuantPlan("caffe", ()), Flavor.DEPLOY),
-        lambda framework: framework.write(None, Path(), "net", Flavor.DEPLOY),
-    ],
-)
-def test_every_later_step_is_refused_alike(call):
-    with pytest.raises(UnsupportedModelError, match="only recognizes"):
-        call(CaffeFramework())
-
-
-def test_saving_a_net_says_what_to_do_and_writes_nothing(net, tmp_path):
-    record = RecordSet({"conv": LayerRecord("conv")})
-    with pytest.raises(UnsupportedModelError, match="only recognizes"):
-        twinquant.save_model(net, record, tmp_path / "out" / "net")
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_inputs_are_both_files(net):
+def test_the_inputs_of_a_loaded_net_are_both_files(net):
     weights = net.with_suffix(".caffemodel")
-    assert CaffeFramework().inputs(f"{net},{weights}", None) == (net, weights)
-    assert CaffeFramework().inputs((str(net), weights), None) == (net, weights)
+    weights.write_bytes(b"\xa2\x06\x06\x0a\x04data")  # a layer of the name "data"
+    framework = CaffeFramework()
+    for source in (net, f"{net},{weights}", (str(net), weights)):
+        assert framework.inputs(source, framework.load(source)) == (net, weights)

@@ -125,6 +125,17 @@ def test_both_twins_are_written_and_returned_with_their_plan(tiny, model, record
     assert output.plan.framework == "tiny"
 
 
+class PreparingFramework(TinyFramework):
+    def prepare(self, graph: str, records: RecordSet) -> str:
+        return f"{graph} made ready for {', '.join(record.key for record in records)}"
+
+
+def test_what_is_saved_is_what_the_framework_prepared_for_the_records(tiny, model, record, tmp_path, monkeypatch):
+    monkeypatch.setattr("twinquant.api.select_framework", lambda _source, _name: PreparingFramework())
+    output = twinquant.save_model(model, record, tmp_path / "out" / "net")
+    assert output.deploy.files[1].read_text() == "the net made ready for pool as deploy"
+
+
 def test_the_steps_run_forward_only(tiny, model, record, tmp_path):
     twinquant.save_model(model, record, tmp_path / "out" / "net")
     assert tiny.calls == [

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from twinquant.errors import ModelFileError
+from twinquant.wire import WireError, encode_varint, fields, read_varint
 from twinquant_onnx.load import load_model
-from twinquant_onnx.wire import WireError, encode_varint, fields, read_varint
 
 VALUES = np.random.default_rng(3).standard_normal(2000).astype(np.float32)
 OTHER = VALUES[::-1].copy()

@@ -1,16 +1,13 @@
-"""The torch plugin tells torch models from everything else, and says what to do with them."""
+"""The torch plugin tells torch models from everything else, without importing torch."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-import twinquant
-from twinquant.errors import ModelFileError, UnsupportedModelError
-from twinquant.outputs import Flavor
-from twinquant.plan import QuantPlan
-from twinquant.records import LayerRecord, RecordSet
+from twinquant.errors import ArgumentError, ModelFileError, UnsupportedModelError
 from twinquant.registry import Match, select_framework
+from twinquant_torch import TorchModel
 from twinquant_torch.framework import TorchFramework
 
 # Classes named and placed as torch's own are, so that the tests need no torch.
@@ -23,10 +20,10 @@ class UserNet(MODULE):
     pass
 
 
-@pytest.mark.parametrize("kind", [MODULE, EXPORTED, UserNet])
-def test_a_model_object_is_claimed_by_its_type_without_importing_torch(kind):
+@pytest.mark.parametrize("source", [MODULE(), EXPORTED(), UserNet(), TorchModel(UserNet(), None)])
+def test_a_model_object_is_claimed_by_its_type_without_importing_torch(source):
     before = "torch" in sys.modules
-    assert TorchFramework().recognize(kind()) is Match.TYPE
+    assert TorchFramework().recognize(source) is Match.TYPE
     assert ("torch" in sys.modules) == before
 
 
@@ -46,34 +43,26 @@ def test_the_installed_plugin_is_chosen_for_a_module():
     assert select_framework(UserNet()).name == "torch"
 
 
-@pytest.mark.parametrize("as_file", [False, True])
-def test_loading_says_what_is_missing_and_what_to_do(tmp_path, as_file):
-    path = tmp_path / "net.pt"
-    path.write_bytes(b"PK")
-    with pytest.raises(UnsupportedModelError, match=r"only recognizes.*torch\.onnx\.export.*twinquant\[onnx\]"):
-        TorchFramework().load(path if as_file else UserNet())
+def test_an_unknown_option_is_refused_with_those_that_exist():
+    with pytest.raises(ArgumentError, match=r"example_input: .*no such option.*example_inputs"):
+        TorchFramework().with_options({"example_input": 1})
 
 
 def test_loading_a_missing_file_names_it(tmp_path):
+    pytest.importorskip("torch")
     with pytest.raises(ModelFileError, match="does not exist"):
         TorchFramework().load(tmp_path / "net.pt")
 
 
-def test_saving_a_module_says_what_to_do_and_writes_nothing(tmp_path):
-    record = RecordSet({"conv": LayerRecord("conv")})
-    with pytest.raises(UnsupportedModelError, match=r"torch\.onnx\.export"):
-        twinquant.save_model(UserNet(), record, tmp_path / "out" / "net")
-    assert not (tmp_path / "out").exists()
+def test_a_pickled_module_is_not_opened(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "net.pt")
+    with pytest.raises(UnsupportedModelError, match=r"pickle.*load the module yourself.*example_inputs"):
+        TorchFramework().load(tmp_path / "net.pt")
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda framework: framework.layers(None),
-        lambda framework: framework.insert(None, QuantPlan("torch", ()), Flavor.DEPLOY),
-        lambda framework: framework.write(None, Path(), "net", Flavor.DEPLOY),
-    ],
-)
-def test_every_later_step_is_refused_alike(call):
-    with pytest.raises(UnsupportedModelError, match="only recognizes"):
-        call(TorchFramework())
+def test_a_damaged_exported_program_is_a_model_file_error(tmp_path):
+    pytest.importorskip("torch")
+    (tmp_path / "net.pt2").write_bytes(b"PK\x03\x04 broken")
+    with pytest.raises(ModelFileError, match="cannot be read as an exported program"):
+        TorchFramework().load(tmp_path / "net.pt2")

@@ -70,7 +70,7 @@ def save_model(
     chosen = select_framework(graph, framework).with_options(options)
     records = record_file if isinstance(record_file, RecordSet) else parse_record_file(record_file)
     tell("loading the model", 0.05)
-    model = chosen.load(graph)
+    model = chosen.prepare(chosen.load(graph), records)
     tell("planning", 0.15)
     plan = build_plan(records, chosen.layers(model), chosen.name)
     for warning in plan.warnings:

@@ -19,6 +19,7 @@ from twinquant.data import DataOptions
 from twinquant.errors import OutputPathError, OutputWriteError
 from twinquant.outputs import DualOutput, parse_save_path
 from twinquant.outputs.ownership import check_not_inputs
+from twinquant.plan.rules import FRAMEWORK_RULES, FrameworkRules
 from twinquant.records import RecordSet, format_records, write_record_file
 from twinquant.registry import Framework, notify_saved, select_framework
 from twinquant.saving import flavors_of, write_twins
@@ -108,7 +109,7 @@ def calibrate(
     _check_outputs(outputs, calibrated.inputs)
     if prepared_model is not None:
         _write_prepared(chosen, calibrated, Path(prepared_model))
-    elif calibrated.changed:
+    elif calibrated.changed and not FRAMEWORK_RULES.get(chosen.name, FrameworkRules()).fused_when_saved:
         _log.warning(
             "the record %s is for the model with its normalizations folded and its weights balanced "
             "(layers that differ: %d); save the twins from that model: write it with prepared_model "

@@ -59,6 +59,9 @@ class PaperFramework(Framework):
         notes = ("an accumulator leaves int32",) if "wide" in deploy.read_text() else ()
         return VerifyReport((LayerVerdict("first", "Conv", agree, problems, 0.25, 0.125, 0.0, notes=notes),), outputs)
 
+    def check(self, deploy):
+        return ["layer 'first' has no name"] if "nameless" in deploy.read_text() else []
+
     def inspect(self, source):
         return [("nodes", "5"), ("bytes", str(source.stat().st_size))]
 

@@ -70,7 +70,7 @@ def test_wrong_usage_returns_2_and_shows_the_usage(run, argv):
 def test_no_command_returns_2_and_lists_the_commands(run):
     code, _, err = run()
     assert code == 2
-    for command in ("save", "plan", "inspect", "verify", "plugins", "demo"):
+    for command in ("save", "plan", "inspect", "verify", "check", "plugins", "demo"):
         assert f"\n  {command}" in err or f" {command} " in err
 
 

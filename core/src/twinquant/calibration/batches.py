@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from twinquant.calibration.digests import digest_batch
 from twinquant.calibration.station import Station
-from twinquant.data import DataSource
+from twinquant.data import DataSource, Feeds
 from twinquant.errors import CalibrationError, DataError
 from twinquant.registry.float_model import RunBatch, Tap
 
-__all__ = ["errors_about", "observe_batch", "taps_of", "too_few"]
+__all__ = ["Batches", "errors_about", "observe_batch", "taps_of", "too_few"]
 
 
 def taps_of(stations: Sequence[Station]) -> list[Tap]:
@@ -44,6 +45,26 @@ def observe_batch(run: RunBatch, source: DataSource, number: int, batch_num: int
             for array in values:
                 station.observe(array)
     return digest_batch(feeds)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batches:
+    """The batches of a calibration, to be gone through any number of times.
+
+    Attributes:
+        source: the data; it gives batches more than once.
+        count: how many there are.
+    """
+
+    source: DataSource
+    count: int
+
+    def __iter__(self) -> Iterator[Feeds]:
+        for number in range(self.count):
+            feeds = self.source.batch(number)
+            if feeds is None:
+                raise too_few(self.source, number, self.count)
+            yield feeds
 
 
 @contextmanager

@@ -10,14 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from twinquant.calibration.assemble import assemble_records, check_weight_algorithms
+from twinquant.calibration.assemble import assemble_records
+from twinquant.calibration.batches import Batches
 from twinquant.calibration.digests import digest_json
 from twinquant.calibration.layer_weights import input_channel_maxima
 from twinquant.calibration.manifest import FileDigest, Manifest, digest_model, make_manifest, package_versions
 from twinquant.calibration.passes import Measurement, measure
 from twinquant.calibration.progress import Progress
 from twinquant.calibration.resume import Checkpoint
-from twinquant.calibration.settings import ConfigLike, resolve_config
+from twinquant.calibration.settings import ConfigLike, check_supported, resolve_config, trained_layers
 from twinquant.calibration.shards import open_workers
 from twinquant.calibration.station import Station
 from twinquant.calibration.watches import plan_watches
@@ -67,7 +68,7 @@ class Calibrated:
         plan: what they mean for the graph.
         manifest: what all this depended on.
         inputs: the files that were read.
-        changed: layers that differ from the user's: something was folded into them, or they were balanced.
+        changed: layers that differ from the user's: something was folded into them, or they were balanced or trained.
         checkpoint: the stored state, to be discarded when the results are safe.
     """
 
@@ -93,7 +94,8 @@ def run_calibration(framework: Framework, request: Request, tell: Progress) -> C
     tell("loading the model", 0.0)
     loaded = framework.load(request.model)
     config = resolve_config(request.config, framework.layers(loaded), request.batch_num)
-    check_weight_algorithms(framework, config)
+    check_supported(config, framework.name)
+    trained = trained_layers(framework, config)
     graph, folded = framework.fuse(loaded, config.skip_fusion_layers) if config.do_fusion else (loaded, ())
     layers = framework.layers(graph)
     watches = plan_watches(layers, config)
@@ -102,7 +104,7 @@ def run_calibration(framework: Framework, request: Request, tell: Progress) -> C
     def weight_maxima(layer: str) -> Any:
         return input_channel_maxima(framework.weight(graph, layer), f"layer {layer!r}")
 
-    several = request.workers != 1 or any(Station(watch).most_passes > 1 for watch in watches)
+    several = bool(trained) or request.workers != 1 or any(Station(watch).most_passes > 1 for watch in watches)
     inputs = framework.model_inputs(graph)
     with (
         open_data(request.data, inputs, request.options, batch_num=config.batch_num, repeated=several) as source,
@@ -124,12 +126,16 @@ def run_calibration(framework: Framework, request: Request, tell: Progress) -> C
         )
         stations, batches = measure(measurement, checkpoint, workers, lambda what, done: tell(what, 0.9 * done))
 
-    _warn_of_constants(stations, config.batch_num)
-    tell("finding the scales of the weights", 0.9)
-    records = assemble_records(framework, graph, layers, config, stations)
-    balance = {station.watch.tap.layer: station.balance for station in stations if station.balance is not None}
+        _warn_of_constants(stations, config.batch_num)
+        tell("finding the scales of the weights", 0.9)
+        records = assemble_records(framework, graph, layers, config, stations)
+        balance = {station.watch.tap.layer: station.balance for station in stations if station.balance is not None}
+        final = framework.balance(graph, balance) if balance else graph
+        if trained:
+            tell("training the rounding of the weights", 0.92)
+            final = framework.round_weights(final, trained, records, Batches(source, config.batch_num))
     return Calibrated(
-        graph=framework.balance(graph, balance) if balance else graph,
+        graph=final,
         records=records,
         plan=build_plan(records, layers, framework.name),
         manifest=make_manifest(
@@ -143,7 +149,7 @@ def run_calibration(framework: Framework, request: Request, tell: Progress) -> C
             layers=len(records),
         ),
         inputs=(*framework.inputs(request.model, loaded), *_files(request.config), *_files(request.data)),
-        changed=tuple(dict.fromkeys((*folded, *balance))),
+        changed=tuple(dict.fromkeys((*folded, *balance, *trained))),
         checkpoint=checkpoint,
     )
 

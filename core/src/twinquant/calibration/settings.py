@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from twinquant.config import QuantConfig, create_config, read_config
+from twinquant.config import LayerConfig, QuantConfig, create_config, read_config
 from twinquant.errors import ArgumentError, ConfigError
 from twinquant.plan import LayerInfo
+from twinquant.plan.rules import FRAMEWORK_RULES, FrameworkRules
+from twinquant.registry import Framework
 
-__all__ = ["ConfigLike", "resolve_config"]
+__all__ = ["ConfigLike", "check_supported", "resolve_config", "trained_layers"]
 
 ConfigLike = str | os.PathLike[str] | Mapping[str, Any] | QuantConfig | None
 
@@ -36,6 +38,51 @@ def resolve_config(config: ConfigLike, layers: Sequence[LayerInfo], batch_num: i
         raise ArgumentError(f"batch_num: must be above 0, got {batch_num}")
     found = _read(config, layers)
     return found if batch_num is None else replace(found, batch_num=batch_num)
+
+
+def trained_layers(framework: Framework, config: QuantConfig) -> dict[str, LayerConfig]:
+    """Return the layers whose weights are rounded by training.
+
+    Raises:
+        ConfigError: the framework cannot find weights in the configured way.
+    """
+    enabled = {name: layer for name, layer in config.layers.items() if layer.quant_enable}
+    for name, layer in enabled.items():
+        if layer.weight.algorithm not in framework.weight_algorithms:
+            raise ConfigError(
+                f"layer {name!r}: {layer.weight.algorithm} trains the rounding of weights, which the {framework.name} "
+                "plugin does not; use arq_quantize",
+                path=f"$.{name}.weight_quant_params.wts_algo",
+            )
+    return {name: layer for name, layer in enabled.items() if layer.weight.algorithm == "ada_quantize"}
+
+
+def check_supported(config: QuantConfig, framework: str) -> None:
+    """Refuse settings that no record of a framework can hold.
+
+    Args:
+        config: the configuration of a model.
+        framework: the name of the model's framework.
+
+    Raises:
+        ConfigError: there is such a setting; `path` names it.
+    """
+    if not FRAMEWORK_RULES.get(framework, FrameworkRules()).only_int8:
+        return
+    for name, layer in config.layers.items():
+        if not layer.quant_enable:
+            continue
+        for part, settings in (("activation", layer.activation), ("weight", layer.weight)):
+            if settings.num_bits != 8:
+                path = f"$.{name}.{part}_quant_params.num_bits"
+                raise ConfigError(f"{path}: {framework} models take 8 bits only, got {settings.num_bits}", path=path)
+        if layer.dmq_migration_strength is not None:
+            path = f"$.{name}.dmq_balancer_param"
+            raise ConfigError(f"{path}: {framework} models cannot be balanced; remove it", path=path)
+    if config.fakequant_precision_mode != "DEFAULT":
+        path = "$.fakequant_precision_mode"
+        mode = config.fakequant_precision_mode
+        raise ConfigError(f"{path}: {framework} models take 'DEFAULT' only, got {mode!r}", path=path)
 
 
 def _read(config: ConfigLike, layers: Sequence[LayerInfo]) -> QuantConfig:

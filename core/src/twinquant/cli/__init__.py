@@ -1,4 +1,4 @@
-"""THE COMMAND LINE: `twinquant quantize|calibrate|save|plan|inspect|verify|plugins|demo`, one module per command."""
+"""THE COMMAND LINE: `twinquant quantize|calibrate|save|plan|inspect|verify|check|plugins|demo`, a module a command."""
 
 from __future__ import annotations
 

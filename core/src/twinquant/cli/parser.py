@@ -119,6 +119,13 @@ def _verify(parser: argparse.ArgumentParser) -> None:
     _framework(parser)
 
 
+def _check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "deploy", metavar="DEPLOY_PREFIX", help="folder/prefix that the twins were saved to, or the deploy model's file"
+    )
+    _framework(parser)
+
+
 def _plugins(parser: argparse.ArgumentParser) -> None:
     del parser  # it has no arguments of its own
 
@@ -158,6 +165,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "plan": ("list every node: quantized or not, with which factors, and why not", _plan),
     "inspect": ("tell what a record file or a model holds", _inspect),
     "verify": ("prove that a fake-quant twin and a deploy twin hold the same integers and compute the same", _verify),
+    "check": ("hold a deploy twin against the rules of the device compiler", _check),
     "plugins": ("list the framework plugins: ok, broken and why, or absent and how to install them", _plugins),
     "demo": ("quantize a shipped network that reads handwritten digits, and compare its accuracies", _demo),
 }

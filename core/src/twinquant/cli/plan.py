@@ -20,13 +20,16 @@ _log = logging.getLogger(__name__)
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Print one row per node and a line that sums up."""
     framework, path = open_model(arguments.model, arguments.framework)
-    layers = framework.layers(framework.load(str(path)))
+    loaded = framework.load(str(path))
     if arguments.record is None:
+        layers = framework.layers(loaded)
         console.table(("node", "operator", "quantizable", "as, or why not"), map(_possible_row, layers))
         possible = sum(_is_possible(layer) for layer in layers)
         console.line(f"\n{possible} of {count(len(layers), 'node')} can be quantized")
         return 0
-    plan = build_plan(parse_record_file(arguments.record), layers, framework.name)
+    records = parse_record_file(arguments.record)
+    layers = framework.layers(framework.prepare(loaded, records))
+    plan = build_plan(records, layers, framework.name)
     console.table(("node", "operator", "quantized", "factors, or why not"), _planned_rows(layers, plan))
     for warning in plan.warnings:
         _log.warning(warning)

@@ -2,6 +2,7 @@
 
 from twinquant.config.builder import create_config, read_config
 from twinquant.config.json_file import write_config
+from twinquant.config.new_file import write_new_config
 from twinquant.config.quant_config import ActivationConfig, LayerConfig, QuantConfig, WeightConfig
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "create_config",
     "read_config",
     "write_config",
+    "write_new_config",
 ]

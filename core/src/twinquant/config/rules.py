@@ -19,6 +19,8 @@ __all__ = [
 ]
 
 _PRODUCTS = (LayerKind.GEMM, LayerKind.MATMUL)
+_FUSED_PRODUCTS = ("InnerProduct",)
+"""Operators for matrix products into which their frameworks' plugins fold, besides convolutions."""
 
 TYPE_NAMES: dict[str, tuple[tuple[LayerKind, ...], int | None]] = {
     "Conv": ((LayerKind.CONV,), None),
@@ -59,7 +61,7 @@ def is_of_type(layer: LayerInfo, name: str) -> bool:
 
 def can_be_fused(layer: LayerInfo) -> bool:
     """Tell whether a normalization behind the layer can be folded into it."""
-    return layer.kind in (LayerKind.CONV, LayerKind.CONV_TRANSPOSE)
+    return layer.kind in (LayerKind.CONV, LayerKind.CONV_TRANSPOSE) or layer.op_type in _FUSED_PRODUCTS
 
 
 def must_be_symmetric(layer: LayerInfo) -> bool:

@@ -48,14 +48,18 @@ class FrameworkRules:
         pooling_has_weight_factors: a record of an AveragePool holds scale_w = 1 and offset_w = 0; False means that it
             must not have them.
         only_int8: all types are INT8, and there are no balance factors and no RNN fields.
+        fused_when_saved: saving a float model folds normalizations into every layer whose record does not skip that.
     """
 
     zero_shift_allowed: bool = False
     pooling_has_weight_factors: bool = True
     only_int8: bool = False
+    fused_when_saved: bool = False
 
 
 FRAMEWORK_RULES = {
-    "caffe": FrameworkRules(zero_shift_allowed=True, pooling_has_weight_factors=False, only_int8=True),
+    "caffe": FrameworkRules(
+        zero_shift_allowed=True, pooling_has_weight_factors=False, only_int8=True, fused_when_saved=True
+    ),
 }
 """Frameworks that are not listed follow the defaults."""

@@ -14,7 +14,10 @@ from twinquant.records.protobuf_reader import read_with_protobuf
 from twinquant.records.record import Dialect, KvCacheFactors, LayerRecord, RecordSet
 from twinquant.records.schema import detect_dialect
 
-__all__ = ["parse_record_file", "parse_record_text"]
+__all__ = ["UNFINISHED", "parse_record_file", "parse_record_text"]
+
+UNFINISHED = "# calibration has not finished: "
+"""What a record file begins with while its factors are being measured; the rest of the line says how far that is."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -37,7 +40,8 @@ def parse_record_file(path: str | os.PathLike[str], *, dialect: Dialect | None =
 
     Raises:
         ArgumentError: `path` is no path.
-        RecordFileError: the file is missing, a folder, unreadable or binary, or holds no record at all.
+        RecordFileError: the file is missing, a folder, unreadable or binary, holds no record at all, or says that its
+            calibration has not finished.
         RecordSyntaxError: the file is not protobuf text, or has a field that no dialect knows.
         RecordValueError: a record has no key or no value block.
     """
@@ -86,6 +90,7 @@ def _parse(data: bytes, dialect: Dialect | None, path: Path | None) -> RecordSet
     source = RecordSet({}, path=path).source
     data = data.removeprefix(_BYTE_ORDER_MARK)
     _refuse_binary(data, source)
+    _refuse_unfinished(data.decode(), source)
     data, prune_records = _set_prune_records_aside(data, source)
     entries = read_ordinary(data)
     if entries is None:
@@ -112,6 +117,15 @@ def _refuse_binary(data: bytes, source: str) -> None:
         data.decode()
     except UnicodeDecodeError as error:
         raise RecordFileError(f"{source}: not text, as byte {error.start} is not UTF-8; {advice}") from error
+
+
+def _refuse_unfinished(text: str, source: str) -> None:
+    if text.startswith(UNFINISHED):
+        progress = text.partition("\n")[0].removeprefix(UNFINISHED)
+        raise RecordFileError(
+            f"{source}: calibration has not finished: {progress}; run the model that is being calibrated on all "
+            "batches (batch_num), then save"
+        )
 
 
 def _set_prune_records_aside(data: bytes, source: str) -> tuple[bytes, tuple[str, ...]]:

@@ -15,7 +15,7 @@ from twinquant.records.record import Dialect, LayerRecord, RecordSet
 from twinquant.records.schema import KV_CACHE_FIELDS, LAYER_FIELDS, FieldSpec, Kind, known_fields
 from twinquant.replacing import replace_file
 
-__all__ = ["format_records", "write_record_file"]
+__all__ = ["format_records", "write_record_file", "write_text"]
 
 _logger = logging.getLogger(__name__)
 
@@ -55,10 +55,13 @@ def write_record_file(record_set: RecordSet, path: str | os.PathLike[str], *, di
     Raises:
         OutputWriteError: the folder is missing or not writable, the disk is full, or the target is a folder.
     """
-    path = Path(path)
-    data = format_records(record_set, dialect=dialect).encode()
+    write_text(format_records(record_set, dialect=dialect), Path(path))
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write the text of a record file; see `write_record_file`."""
     try:
-        replace_file(path, data)
+        replace_file(path, text.encode())
     except OSError as error:
         raise OutputWriteError(
             f"record file {str(path)!r} cannot be written: {error.strerror or error}; "

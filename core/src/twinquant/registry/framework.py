@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
+from twinquant.config.quant_config import LayerConfig
 from twinquant.errors import ArgumentError, CapabilityError
 from twinquant.outputs.artifact import Flavor
 from twinquant.plan import LayerInfo, QuantPlan
+from twinquant.records import RecordSet
 from twinquant.registry.float_model import Array, LayerWeight, ModelInput, RunBatch, Tap
 from twinquant.verification.report import VerifyReport
 
@@ -37,6 +39,8 @@ class Capability(str, Enum):
     """`activations` runs a float model; `model_inputs`, `fuse`, `weight`, `balance` and `write_float` belong to it."""
     VERIFY = "verify"
     """`verify` compares two written twins."""
+    CHECK = "check"
+    """`check` holds a written deploy twin against the rules of the device compiler."""
     INSPECT = "inspect"
     """`inspect` tells about a model file."""
     DEMO = "demo"
@@ -54,6 +58,8 @@ class Framework(ABC):
     """The framework's name: equal to the entry point's, to the extra's and to the plugin's folder."""
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
     """Which of the optional methods work."""
+    weight_algorithms: ClassVar[frozenset[str]] = frozenset({"arq_quantize"})
+    """How the scales and the integers of weights may be found; `ada_quantize` is what `round_weights` does."""
     companion_endings: ClassVar[tuple[str, ...]] = ()
     """How files end that `write` puts beside a model; a later save deletes those of them that it makes obsolete."""
 
@@ -71,6 +77,21 @@ class Framework(ABC):
         Raises:
             ModelError: the source is missing, damaged or unsupported.
         """
+
+    def prepare(self, graph: Any, records: RecordSet) -> Any:
+        """Return the graph that the records are about: for most frameworks the loaded one.
+
+        A framework whose users give the model as it was before calibration folds normalizations into layers here.
+
+        Args:
+            graph: what `load` returned.
+            records: what calibration measured, about the prepared graph.
+
+        Raises:
+            RecordLayerError: a record names a layer that the preparation removes.
+        """
+        del records
+        return graph
 
     @abstractmethod
     def layers(self, graph: Any) -> Sequence[LayerInfo]:
@@ -172,6 +193,23 @@ class Framework(ABC):
         """
         raise self._lacks(Capability.CALIBRATE)
 
+    def round_weights(
+        self,
+        graph: Any,
+        settings: Mapping[str, LayerConfig],
+        records: RecordSet,
+        batches: Iterable[Mapping[str, Array]],
+    ) -> Any:
+        """Return a new graph whose weights are on the grids of their scales (with `ada_quantize`).
+
+        Args:
+            graph: what the records are for.
+            settings: of the layers whose weights are rounded by training.
+            records: the factors of all quantized layers.
+            batches: arrays by input name; can be gone through again and again.
+        """
+        raise self._lacks(Capability.CALIBRATE)
+
     def write_float(self, graph: Any, folder: Path, name: str) -> Sequence[Path]:
         """Write a float graph into an existing folder (with `Capability.CALIBRATE`).
 
@@ -197,6 +235,20 @@ class Framework(ABC):
             VerificationError: the two cannot be compared at all.
         """
         raise self._lacks(Capability.VERIFY)
+
+    def check(self, deploy: Path) -> Sequence[str]:
+        """Hold a written deploy twin against the rules of the device compiler (`Capability.CHECK`).
+
+        Args:
+            deploy: its model file; further files are found beside it.
+
+        Returns:
+            what the compiler would refuse, one sentence each; none: the twin is accepted.
+
+        Raises:
+            ModelFileError: a file is missing or unreadable.
+        """
+        raise self._lacks(Capability.CHECK)
 
     def inspect(self, source: Path) -> Sequence[tuple[str, str]]:
         """Tell what a model file holds, as (fact, value) rows (`Capability.INSPECT`)."""

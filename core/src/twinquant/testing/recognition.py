@@ -114,6 +114,7 @@ class RecognitionContract(Subject):
         calls: dict[Capability, Callable[[], object]] = {
             Capability.CALIBRATE: lambda: framework.activations(None, ()),
             Capability.VERIFY: lambda: framework.verify(tmp_path / "a", tmp_path / "b", None),
+            Capability.CHECK: lambda: framework.check(tmp_path / "a"),
             Capability.INSPECT: lambda: framework.inspect(tmp_path / "a"),
             Capability.DEMO: lambda: framework.demo(tmp_path),
         }

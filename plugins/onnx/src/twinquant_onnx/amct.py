@@ -73,11 +73,12 @@ def create_quant_config(
         ModelError: the model is missing or damaged.
         OutputError: the file cannot be written.
     """
-    from twinquant_onnx.modified.configure import write_quant_config
+    from twinquant.config import write_new_config
+    from twinquant_onnx.framework import OnnxFramework
 
-    write_quant_config(
+    write_new_config(
+        OnnxFramework().load(model_file).layers,
         config_file,
-        model_file,
         skip_layers=skip_layers,
         batch_num=batch_num,
         activation_offset=activation_offset,

@@ -8,10 +8,10 @@ from typing import Any
 
 import onnx
 
+from twinquant.wire import header
 from twinquant_onnx.graph import TensorStore
 from twinquant_onnx.tensors import TensorBytes
 from twinquant_onnx.traversal import HOLDERS, tensors_in
-from twinquant_onnx.wire import header
 
 __all__ = ["EncodedModel", "encode_model"]
 

@@ -21,7 +21,7 @@ from twinquant_onnx.tensors import ArrayBytes, Bytes, RandomAccess
 from twinquant_onnx.topology import FIRST_IR_OF_PRIVATE_INITIALIZERS, Reader
 from twinquant_onnx.unread import drop_unread
 
-__all__ = ["balance_weights", "layer_weight"]
+__all__ = ["balance_weights", "layer_weight", "replace_weights"]
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -62,11 +62,45 @@ def balance_weights(loaded: LoadedModel, factors: Mapping[str, Float32Array]) ->
     sites = [_site(loaded, layer) for layer in factors]
     for site, values in zip(sites, factors.values(), strict=True):
         _balance(loaded, site, model.graph, store, values)
-    if model.ir_version < FIRST_IR_OF_PRIVATE_INITIALIZERS:
-        for tensor in model.graph.initializer[len(loaded.graph.model.graph.initializer) :]:
-            model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    _declare_initializers(model, len(loaded.graph.model.graph.initializer))
     drop_unread(model.graph, [tensor for site in sites for tensor in loaded.graph.model.graph.node[site.index].input])
     return analyse(replace(loaded.graph, model=model, store=store))
+
+
+def replace_weights(loaded: LoadedModel, weights: Mapping[str, npt.NDArray[np.floating]]) -> LoadedModel:
+    """Return the model with other weights for some layers; whoever shares a weight with them keeps it.
+
+    Args:
+        loaded: the model.
+        weights: by layer, the type of the weight, shape `(out, in / groups, ...)` or, for a transposed convolution,
+            `(in, out / groups, ...)`.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(loaded.graph.model)
+    store = TensorStore(list(loaded.graph.store.entries))
+    for layer, values in weights.items():
+        site = _site(loaded, layer)
+        constant, slot = site.weight, site.operator.weight
+        if constant is None or slot is None:
+            raise ValueError(f"layer {layer!r} has no weight to replace")
+        stored = loaded.graph.store.get(constant.tensor)
+        if constant.initializer is not None and loaded.topology.sole_reader(constant.name) == Reader(site.index, slot):
+            target, axes_swapped = model.graph.initializer[constant.initializer], _is_in_first(loaded, site, constant)
+        else:
+            target = _own_initializer(model.graph, site, slot, constant)
+            axes_swapped = _is_in_first(loaded, site, constant) != constant.transposed
+        if axes_swapped and site.operator.kind is not LayerKind.CONV_TRANSPOSE:
+            values = values.T
+        store.attach(target, ArrayBytes(np.ascontiguousarray(values)), external=stored is not None and stored.external)
+    _declare_initializers(model, len(loaded.graph.model.graph.initializer))
+    return analyse(replace(loaded.graph, model=model, store=store))
+
+
+def _declare_initializers(model: onnx.ModelProto, first: int) -> None:
+    """List the initializers from `first` on among the inputs, where the model is so old that they must be. Edits it."""
+    if model.ir_version < FIRST_IR_OF_PRIVATE_INITIALIZERS:
+        for tensor in model.graph.initializer[first:]:
+            model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
 
 
 def _balance(

@@ -23,7 +23,7 @@ class OnnxFramework(Framework):
     """Reads a path, an `onnx.ModelProto` or an `onnx_ir.Model`; writes .onnx files with external data."""
 
     name: ClassVar[str] = "onnx"
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.CHECK}
     companion_endings: ClassVar[tuple[str, ...]] = ("_deploy.external", "_fakequant.external")
 
     def recognize(self, source: Any) -> Match:

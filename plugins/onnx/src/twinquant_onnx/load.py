@@ -13,6 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from twinquant.errors import ArgumentError, ModelFileError
+from twinquant.wire import WireError
 from twinquant_onnx.completion import complete
 from twinquant_onnx.external import ExternalFiles
 from twinquant_onnx.file_kinds import describe_head
@@ -20,7 +21,6 @@ from twinquant_onnx.graph import OnnxGraph, TensorStore
 from twinquant_onnx.proto_source import load_proto
 from twinquant_onnx.recognize import is_instance_of
 from twinquant_onnx.skeleton import build_skeleton
-from twinquant_onnx.wire import WireError
 
 __all__ = ["load_model", "read_skeleton"]
 

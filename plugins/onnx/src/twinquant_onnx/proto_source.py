@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from twinquant.wire import header
 from twinquant_onnx.completion import complete
 from twinquant_onnx.external import ExternalFiles
 from twinquant_onnx.graph import OnnxGraph, TensorStore
@@ -17,7 +18,6 @@ from twinquant_onnx.skeleton import MINIMUM_STORED_BYTES, RAW_LAYOUT_FIELDS
 from twinquant_onnx.tensor_sizes import stored_nbytes
 from twinquant_onnx.tensors import Bytes
 from twinquant_onnx.traversal import HOLDERS, tensors_in
-from twinquant_onnx.wire import header
 
 __all__ = ["load_proto"]
 

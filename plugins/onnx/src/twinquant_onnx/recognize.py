@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from twinquant.registry.framework import Match
-from twinquant_onnx.wire import LENGTH_DELIMITED, VARINT, read_varint
+from twinquant.wire import LENGTH_DELIMITED, VARINT, read_varint
 
 __all__ = ["is_instance_of", "recognize"]
 

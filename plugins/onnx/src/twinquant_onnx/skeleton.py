@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from twinquant.wire import LENGTH_DELIMITED, VARINT, WireError, fields, header, read_varint
 from twinquant_onnx.graph import TensorStore
 from twinquant_onnx.tensors import FileRange
 from twinquant_onnx.traversal import HOLDERS
-from twinquant_onnx.wire import LENGTH_DELIMITED, VARINT, Buffer, WireError, fields, header, read_varint
 
 __all__ = ["MINIMUM_STORED_BYTES", "RAW_LAYOUT_FIELDS", "build_skeleton"]
 
@@ -23,6 +24,8 @@ RAW_LAYOUT_FIELDS: dict[int, str] = {onnx.TensorProto.FLOAT: "float_data", onnx.
 
 _DEEPEST_NESTING = 100
 """Protobuf itself refuses messages that are nested deeper."""
+
+Buffer = bytes | mmap.mmap
 
 Segment = tuple[int, int]
 

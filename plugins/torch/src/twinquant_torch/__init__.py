@@ -1,3 +1,5 @@
 """PyTorch for TwinQuant."""
 
-__all__: list[str] = []
+from twinquant_torch.source import TorchModel
+
+__all__ = ["TorchModel"]

@@ -1,79 +1,142 @@
-"""PyTorch, as the core uses it: this version tells torch models from everything else, and says what to do with them."""
+"""PyTorch for TwinQuant: modules are exported once, and the ONNX plugin does the rest. Torch is imported in methods."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from twinquant.errors import ModelFileError, UnsupportedModelError
-from twinquant.outputs.artifact import Flavor
+from twinquant.errors import ArgumentError
+from twinquant.outputs import Flavor
 from twinquant.plan import LayerInfo, QuantPlan
-from twinquant.registry import Framework, Match
+from twinquant.registry import Capability, Framework, LayerWeight, Match, ModelInput, RunBatch, Tap
+from twinquant_onnx.framework import OnnxFramework
+from twinquant_torch.recognize import recognize
+from twinquant_torch.source import TorchModel
+
+if TYPE_CHECKING:
+    from twinquant.config import LayerConfig
+    from twinquant.records import RecordSet
+    from twinquant.verification import VerifyReport
+    from twinquant_onnx.graph import OnnxGraph
+    from twinquant_torch.graph import TorchGraph
 
 __all__ = ["TorchFramework"]
 
-_SUFFIXES = frozenset({".pt", ".pth", ".pt2"})
-_TYPES = frozenset({"Module", "ExportedProgram"})
+_ONNX = OnnxFramework()
 
 
 class TorchFramework(Framework):
-    """Recognizes torch models: a `torch.nn.Module`, a `torch.export.ExportedProgram`, or a file that holds one."""
+    """Reads a `torch.nn.Module` with example inputs or an exported program; writes .onnx files.
 
-    name = "torch"
+    Args:
+        options: what `with_options` was given.
+    """
+
+    name: ClassVar[str] = "torch"
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.CALIBRATE, Capability.VERIFY, Capability.INSPECT}
+    )
+    weight_algorithms: ClassVar[frozenset[str]] = frozenset({"arq_quantize", "ada_quantize"})
+    companion_endings: ClassVar[tuple[str, ...]] = OnnxFramework.companion_endings
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        self._options = dict(options or {})
 
     def recognize(self, source: Any) -> Match:
-        """Claim torch's model types by type, and .pt, .pth and .pt2 files by name.
+        """Claim torch's model types, and .pt, .pth and .pt2 files by name."""
+        return recognize(source)
 
-        Types are told by the modules of their base classes: whoever holds such an object has imported torch already,
-        and nobody else needs to.
-        """
-        for base in type(source).__mro__:
-            if base.__module__.partition(".")[0] == "torch" and base.__name__ in _TYPES:
-                return Match.TYPE
-        if isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in _SUFFIXES:
-            return Match.NAME
-        return Match.NO
+    def with_options(self, options: Mapping[str, Any]) -> TorchFramework:
+        """Return this framework with the settings of an export.
 
-    def load(self, source: Any) -> NoReturn:
-        """Refuse every model: this version recognizes torch models, and does not quantize them.
+        Args:
+            options: any field of `TorchModel` besides the module, by name: `example_inputs`, `input_names`,
+                `output_names`, `dynamic_axes`, `opset`.
 
         Raises:
-            ModelFileError: the file does not exist.
-            UnsupportedModelError: the model is there.
+            ArgumentError: there is no such option.
         """
-        if isinstance(source, (str, os.PathLike)) and not Path(source).exists():
-            raise ModelFileError(f"the torch file {os.fspath(source)!r} does not exist; check its path")
-        self._refuse()
+        known = [field.name for field in fields(TorchModel) if field.name != "module"]
+        for name in options:
+            if name not in known:
+                raise ArgumentError(f"{name}: the torch framework has no such option; it has {', '.join(known)}")
+        return TorchFramework(options)
 
-    def layers(self, graph: Any) -> Sequence[LayerInfo]:
-        """Refuse, as `load` does.
+    def load(self, source: Any) -> TorchGraph:
+        """Export the model; its weights stay where they are."""
+        from twinquant_torch.load import load
 
-        Raises:
-            UnsupportedModelError: always.
-        """
-        self._refuse()
+        return load(source, self._options)
 
-    def insert(self, graph: Any, plan: QuantPlan, flavor: Flavor) -> NoReturn:
-        """Refuse, as `load` does.
+    def layers(self, graph: TorchGraph) -> Sequence[LayerInfo]:
+        """Describe every node of the exported graph."""
+        return graph.layers
 
-        Raises:
-            UnsupportedModelError: always.
-        """
-        self._refuse()
+    def insert(self, graph: TorchGraph, plan: QuantPlan, flavor: Flavor) -> OnnxGraph:
+        """Return one twin, whose weights are quantized when they are written."""
+        return _ONNX.insert(graph.model, plan, flavor)
 
-    def write(self, graph: Any, folder: Path, prefix: str, flavor: Flavor) -> Sequence[Path]:
-        """Refuse, as `load` does.
+    def write(self, graph: OnnxGraph, folder: Path, prefix: str, flavor: Flavor) -> Sequence[Path]:
+        """Write one twin: the .onnx file and its external data files."""
+        return _ONNX.write(graph, folder, prefix, flavor)
 
-        Raises:
-            UnsupportedModelError: always.
-        """
-        self._refuse()
+    def inputs(self, source: Any, graph: TorchGraph) -> Sequence[Path]:
+        """List the files that the user's model came from."""
+        own = super().inputs(source, graph)
+        return tuple(dict.fromkeys((*own, *graph.model.graph.inputs))) if graph.folder is None else own
 
-    def _refuse(self) -> NoReturn:
-        raise UnsupportedModelError(
-            "this is a torch model, and this version of twinquant-torch only recognizes those: it cannot quantize them "
-            "yet. Export it with torch.onnx.export(model, inputs, 'model.onnx') and save 'model.onnx' with the onnx "
-            'plugin (pip install "twinquant[onnx]")'
-        )
+    def companions(self, model: Path) -> Sequence[str]:
+        """List the external data files that an .onnx file refers to."""
+        return _ONNX.companions(model)
+
+    def activations(self, graph: TorchGraph, taps: Sequence[Tap], *, threads: int | None = None) -> RunBatch:
+        """Run the module itself with hooks where layers are modules, and the exported graph for the rest."""
+        from twinquant_torch.activations import tap_graph
+
+        return tap_graph(graph, taps, threads)
+
+    def model_inputs(self, graph: TorchGraph) -> Sequence[ModelInput]:
+        """Describe the inputs of the exported graph."""
+        from twinquant_torch.activations import describe_inputs
+
+        return describe_inputs(graph)
+
+    def fuse(self, graph: TorchGraph, skip: Collection[str]) -> tuple[TorchGraph, Sequence[str]]:
+        """Fold BatchNormalization and constant Mul and Add nodes into convolutions."""
+        fused, layers = _ONNX.fuse(graph.model, skip)
+        return graph.changed(fused), layers
+
+    def weight(self, graph: TorchGraph, layer: str, *, recurrence: bool = False) -> LayerWeight:
+        """Return a view of a layer's weight."""
+        return _ONNX.weight(graph.model, layer, recurrence=recurrence)
+
+    def balance(self, graph: TorchGraph, factors: Mapping[str, Any]) -> TorchGraph:
+        """Return a graph whose weights are multiplied when they are read."""
+        return graph.changed(_ONNX.balance(graph.model, factors))
+
+    def round_weights(
+        self,
+        graph: TorchGraph,
+        settings: Mapping[str, LayerConfig],
+        records: RecordSet,
+        batches: Iterable[Mapping[str, Any]],
+    ) -> TorchGraph:
+        """Train the rounding of weights (AdaRound) on what the modules see."""
+        from twinquant_torch.activations import calls_of
+        from twinquant_torch.rounding import round_weights
+
+        return round_weights(graph, settings, records, lambda: calls_of(graph, batches))
+
+    def write_float(self, graph: TorchGraph, folder: Path, name: str) -> Sequence[Path]:
+        """Write the exported model as it is: an .onnx file and its external data files."""
+        return _ONNX.write_float(graph.model, folder, name)
+
+    def verify(self, fake_quant: Path, deploy: Path, data: Mapping[str, Any] | None) -> VerifyReport:
+        """Compare two twins statically, then layer by layer on data."""
+        return _ONNX.verify(fake_quant, deploy, data)
+
+    def inspect(self, source: Path) -> Sequence[tuple[str, str]]:
+        """Tell what an .onnx file holds."""
+        return _ONNX.inspect(source)

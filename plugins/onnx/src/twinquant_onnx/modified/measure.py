@@ -17,13 +17,12 @@ from twinquant.calibration.station import Station
 from twinquant.calibration.watches import plan_watches
 from twinquant.config import QuantConfig, read_config
 from twinquant.errors import ModelFileError
-from twinquant.records import Dialect, LayerRecord, RecordSet, write_record_file
+from twinquant.records import Dialect, LayerRecord, RecordSet, read_begun_records, write_record_file
 from twinquant_onnx.framework import OnnxFramework
 from twinquant_onnx.layers import LoadedModel, analyse
 from twinquant_onnx.load import load_model
 from twinquant_onnx.modified.job import CalibrationJob, Purpose
 from twinquant_onnx.modified.observation import remove_observation
-from twinquant_onnx.modified.progress import read_records
 from twinquant_onnx.modified.spool import BatchSpool
 
 __all__ = ["MEASUREMENTS"]
@@ -49,7 +48,7 @@ def _measure_factors(job: CalibrationJob, batches: BatchSpool) -> None:
     )
     stations, *_ = measure(measurement, Checkpoint(None, ""), None, lambda words, _: _logger.debug(words))
     measured = assemble_records(framework, model, model.layers, config, stations)
-    begun = read_records(Path(job.record)).records
+    begun = read_begun_records(Path(job.record)).records
     filled = {
         name: replace(record, tensor_balance_factor=begun[name].tensor_balance_factor) if name in begun else record
         for name, record in measured.records.items()

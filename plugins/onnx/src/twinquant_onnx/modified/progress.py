@@ -7,25 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from twinquant.errors import ArgumentError, RecordFileError
-from twinquant.records import RecordSet, parse_record_file
+from twinquant.records import read_begun_records
 from twinquant_onnx.graph import OnnxGraph
 from twinquant_onnx.load import read_skeleton
 from twinquant_onnx.modified.job import CalibrationJob, Purpose
 from twinquant_onnx.modified.observation import read_job
 from twinquant_onnx.modified.spool import BatchSpool
 
-__all__ = ["check_finished", "is_finished", "read_records"]
-
-
-def read_records(path: Path) -> RecordSet:
-    """Read a record file; one that is missing or empty holds no records.
-
-    Raises:
-        RecordError: the file is no record file.
-    """
-    if not path.is_file() or not path.stat().st_size:
-        return RecordSet({})
-    return parse_record_file(path)
+__all__ = ["check_finished", "is_finished"]
 
 
 def is_finished(job: CalibrationJob) -> bool:
@@ -34,7 +23,7 @@ def is_finished(job: CalibrationJob) -> bool:
     Raises:
         RecordError: the file is no record file.
     """
-    records = read_records(Path(job.record))
+    records = read_begun_records(Path(job.record))
     if job.purpose is Purpose.BALANCE:
         return any(record.tensor_balance_factor.size for record in records)
     return any(record.scale_d is not None for record in records)
@@ -63,7 +52,7 @@ def check_finished(model: Any, record: Any) -> None:
             f"{os.fspath(model)!r} was made by quantize_preprocess and measures balance factors only; call "
             "quantize_model with the same configuration and record file, and save the model that it writes"
         )
-    if any(entry.scale_d is not None for entry in read_records(Path(record))):
+    if any(entry.scale_d is not None for entry in read_begun_records(Path(record))):
         return
     spool = BatchSpool(job.folder, job.inputs)
     failure = spool.failure()

@@ -10,18 +10,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from twinquant.calibration.assemble import check_weight_algorithms
+from twinquant.calibration.settings import trained_layers
 from twinquant.config import QuantConfig, read_config
 from twinquant.errors import ConfigError, OutputPathError
 from twinquant.outputs import staging_folder
-from twinquant.records import Dialect, LayerRecord, RecordSet, write_record_file
+from twinquant.records import Dialect, LayerRecord, RecordSet, read_begun_records, write_record_file
 from twinquant_onnx.framework import OnnxFramework
 from twinquant_onnx.graph import OnnxGraph
 from twinquant_onnx.layers import LoadedModel
 from twinquant_onnx.modified.balancing import divide_activations
 from twinquant_onnx.modified.job import CalibrationJob, Purpose
 from twinquant_onnx.modified.observation import data_inputs, observe_inputs
-from twinquant_onnx.modified.progress import read_records
 from twinquant_onnx.modified.spool import BatchSpool
 from twinquant_onnx.write import write_model
 
@@ -88,7 +87,7 @@ def _load(files: Habit) -> tuple[LoadedModel, QuantConfig]:
     framework = OnnxFramework()
     loaded = framework.load(files.model)
     config = read_config(files.config, loaded.layers)
-    check_weight_algorithms(framework, config)
+    trained_layers(framework, config)  # refuses them
     _refuse_inputs((files.config, *loaded.graph.inputs), (files.modified, files.record))
     if config.do_fusion:
         loaded, _ = framework.fuse(loaded, config.skip_fusion_layers)
@@ -106,7 +105,7 @@ def _balance_factors(config: QuantConfig, files: Habit) -> dict[str, Float32Arra
     wanted = _balanced_layers(config)
     if not wanted:
         return {}
-    records = read_records(files.record).records
+    records = read_begun_records(files.record).records
     known = {name: records[name].tensor_balance_factor for name in wanted if name in records}
     missing = [name for name in wanted if name not in known or not known[name].size]
     if missing:

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
+from typing import Protocol
 
-__all__ = ["LENGTH_DELIMITED", "VARINT", "Buffer", "WireError", "encode_varint", "fields", "header", "read_varint"]
+__all__ = [
+    "FIXED32",
+    "FIXED64",
+    "LENGTH_DELIMITED",
+    "VARINT",
+    "ByteSequence",
+    "WireError",
+    "encode_varint",
+    "fields",
+    "header",
+    "read_varint",
+]
 
-Buffer = bytes | mmap.mmap
+VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
+"""Wire types."""
 
-VARINT = 0
-LENGTH_DELIMITED = 2
-_FIXED_SIZE = {1: 8, 5: 4}
+_FIXED_SIZE = {FIXED64: 8, FIXED32: 4}
 
 _LONGEST_VARINT = 10
 _MOST_FIELD_NUMBERS = 1 << 29
+
+
+class ByteSequence(Protocol):
+    """Bytes, wherever they are: in memory, in a mapped file, or behind a window of a file."""
+
+    def __getitem__(self, index: int, /) -> int:
+        """Return one byte."""
 
 
 class WireError(ValueError):
     """The bytes are no protobuf message, or only the beginning of one."""
 
 
-def read_varint(data: Buffer, position: int, end: int) -> tuple[int, int]:
+def read_varint(data: ByteSequence, position: int, end: int) -> tuple[int, int]:
     """Read the varint at a position.
 
     Returns:
@@ -55,7 +72,7 @@ def header(number: int, length: int) -> bytes:
     return encode_varint(number << 3 | LENGTH_DELIMITED) + encode_varint(length)
 
 
-def fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+def fields(data: ByteSequence, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
     """Walk over the fields of the message in `data[start:end]`, touching nothing but their headers.
 
     Yields:
@@ -84,7 +101,7 @@ def fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int, 
         elif wire_type in _FIXED_SIZE:
             stop = body + _FIXED_SIZE[wire_type]
         else:
-            raise WireError(f"field {number} at byte {position} has the wire type {wire_type}, which ONNX never uses")
+            raise WireError(f"field {number} at byte {position} has the wire type {wire_type}, which protobuf lacks")
         if stop > end:
             raise WireError(
                 f"field {number} at byte {position} reaches to byte {stop}, but the data ends at byte {end}"

@@ -1,0 +1,83 @@
+"""What a BatchNorm or a Scale does to each channel: a product and a sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from twinquant_caffe.net import Blob, Layer
+
+__all__ = ["ChannelFactors", "read_factors"]
+
+Float64Array = npt.NDArray[np.float64]
+
+_EPS = 1e-5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelFactors:
+    """`y = x * scale + shift`, channel by channel.
+
+    Attributes:
+        scale: float64 `(C,)`.
+        shift: float64 `(C,)`.
+    """
+
+    scale: Float64Array
+    shift: Float64Array
+
+    @classmethod
+    def identity(cls, channels: int) -> ChannelFactors:
+        """Return the factors that change nothing."""
+        return cls(np.ones(channels), np.zeros(channels))
+
+    def then(self, other: ChannelFactors) -> ChannelFactors:
+        """Return the factors of these, followed by others."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return ChannelFactors(self.scale * other.scale, self.shift * other.scale + other.shift)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all of them are numbers."""
+        return bool(np.isfinite(self.scale).all() and np.isfinite(self.shift).all())
+
+
+def read_factors(layer: Layer, channels: int) -> ChannelFactors | str:
+    """Return what a BatchNorm or a Scale does to a tensor with its channels on axis 1; or why it cannot be folded."""
+    if len(layer.bottoms) != 1 or len(layer.tops) != 1:
+        return f"it has {len(layer.bottoms)} bottoms and {len(layer.tops)} tops"
+    found = _batch_norm(layer, channels) if layer.type == "BatchNorm" else _scale(layer, channels)
+    if isinstance(found, ChannelFactors) and not found.finite:
+        return "its factors are not finite (a negative variance, NaN or infinity)"
+    return found
+
+
+def _batch_norm(layer: Layer, channels: int) -> ChannelFactors | str:
+    param = layer.message.message("batch_norm_param")
+    if not param.flag("use_global_stats", True):
+        return "it normalizes by its own batch (use_global_stats is false)"
+    if [blob.size for blob in layer.blobs] != [channels, channels, 1]:
+        sizes = ", ".join(str(blob.size) for blob in layer.blobs)
+        return f"it has blobs of {sizes or 'no'} values, not of {channels}, {channels} and 1"
+    mean, variance, factor = map(_read, layer.blobs)
+    correction = 0.0 if factor[0] == 0 else 1.0 / factor[0]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        scale = 1.0 / np.sqrt(variance * correction + param.number("eps", _EPS))
+        return ChannelFactors(scale, -mean * correction * scale)
+
+
+def _scale(layer: Layer, channels: int) -> ChannelFactors | str:
+    param = layer.message.message("scale_param")
+    axis, count, bias = param.integer("axis", 1), param.integer("num_axes", 1), param.flag("bias_term", False)
+    if axis != 1 or count != 1:
+        return f"it scales axis {axis} and {count} axes, not the channels"
+    if [blob.size for blob in layer.blobs] != [channels] * (1 + bias):
+        return f"it has {len(layer.blobs)} blobs, not {1 + bias} of {channels} values"
+    scale = _read(layer.blobs[0])
+    return ChannelFactors(scale, _read(layer.blobs[1]) if bias else np.zeros(channels))
+
+
+def _read(blob: Blob) -> Float64Array:
+    return blob.floats.read(0, blob.size).astype(np.float64)

@@ -1,0 +1,124 @@
+"""Making the net that calibrates when it runs: `init` and `quantize_model`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from twinquant.calibration.assemble import begin_records
+from twinquant.calibration.settings import check_supported, trained_layers
+from twinquant.calibration.watches import plan_watches
+from twinquant.config import QuantConfig, read_config
+from twinquant.errors import ArgumentError, OutputPathError
+from twinquant.outputs import staging_folder
+from twinquant.records import write_unfinished_record
+from twinquant_caffe.framework import CaffeFramework
+from twinquant_caffe.fuse import fuse_net
+from twinquant_caffe.layers import describe_layers
+from twinquant_caffe.load import load_net
+from twinquant_caffe.modified.edit import modify_net
+from twinquant_caffe.modified.job import CalibrationJob, job_folder
+from twinquant_caffe.net import CaffeNet
+from twinquant_caffe.write import write_net
+
+__all__ = ["CalibrationGraph", "absolute", "drop_batches", "make_calibrating_net", "open_graph"]
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationGraph:
+    """What `amct.init` returns: the files of one calibration. Everything else is read from them.
+
+    Attributes:
+        config: the configuration, as JSON.
+        model: the float net's prototxt.
+        weights: its caffemodel.
+        record: the record file that calibration fills.
+    """
+
+    config: Path
+    model: Path
+    weights: Path
+    record: Path
+
+    def load(self) -> tuple[CaffeNet, QuantConfig]:
+        """Return the float net, fused as configured, and the configuration.
+
+        Raises:
+            ModelError: the net is missing, damaged or unsupported.
+            ConfigError: the configuration is missing, wrong or of another net.
+        """
+        net = load_net((self.model, self.weights))
+        config = read_config(self.config, describe_layers(net))
+        check_supported(config, CaffeFramework.name)
+        trained_layers(CaffeFramework(), config)  # refuses them
+        return fuse_net(net, config.skip_fusion_layers)[0] if config.do_fusion else net, config
+
+
+def absolute(path: StrPath) -> Path:
+    """Return a path that means the same in any working folder."""
+    return Path(os.path.abspath(path))  # noqa: PTH100  Path.absolute keeps the ".."
+
+
+def open_graph(config: StrPath, model: StrPath, weights: StrPath, record: StrPath) -> CalibrationGraph:
+    """Check the files of a calibration; see `amct.init`."""
+    graph = CalibrationGraph(absolute(config), absolute(model), absolute(weights), absolute(record))
+    _refuse_inputs((graph.config, graph.model, graph.weights), (graph.record,))
+    graph.load()
+    return graph
+
+
+def make_calibrating_net(
+    graph: CalibrationGraph, model: StrPath, weights: StrPath, *, keep_batches: bool = False
+) -> CalibrationJob:
+    """Write the modified net and begin the record; see `amct.quantize_model`. What an earlier one saw is dropped.
+
+    Args:
+        graph: the calibration.
+        model: the prototxt to write.
+        weights: the caffemodel to write.
+        keep_batches: whether the batches that the calibration layers see stay when the record is complete.
+    """
+    model_file, weights_file = absolute(model), absolute(weights)
+    if model_file == weights_file:
+        raise ArgumentError(f"the prototxt and the caffemodel cannot both be {str(model_file)!r}; give them two names")
+    _refuse_inputs((graph.config, graph.model, graph.weights, graph.record), (model_file, weights_file))
+    net, config = graph.load()
+    layers = describe_layers(net)
+    watches = plan_watches(layers, config)
+    watched = {layer for watch in watches for layer in watch.layers}
+    begun = begin_records(CaffeFramework(), net, [layer for layer in layers if layer.name in watched], config, {})
+    job = CalibrationJob(str(graph.record), config.batch_num, watches, keep_batches)
+    modified = modify_net(net, begun, job)
+    with staging_folder(model_file.parent) as staging:
+        staged = write_net(modified, staging, model_file.name, weights_file.name)
+        graph.record.parent.mkdir(parents=True, exist_ok=True)
+        weights_file.parent.mkdir(parents=True, exist_ok=True)
+        drop_batches(graph.record)
+        job.folder.mkdir()
+        write_unfinished_record(
+            begun, graph.record, f"{config.batch_num} batches have to be seen by {str(model_file)!r}"
+        )
+        job.write()
+        for path, target in zip(staged, (model_file, weights_file), strict=True):
+            shutil.move(path, target)
+    return job
+
+
+def drop_batches(record: Path) -> None:
+    """Remove what the calibration layers of a record have seen."""
+    folder = job_folder(record)
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _refuse_inputs(inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> None:
+    taken = {path.resolve() for path in inputs}
+    for path in outputs:
+        if path.resolve() in taken:
+            raise OutputPathError(
+                f"{str(path)!r} is an input of this call and would be overwritten; choose another name"
+            )

@@ -1,0 +1,189 @@
+"""Running a net in OpenCV and looking at any of its tensors."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twinquant.errors import UnsupportedModelError
+from twinquant_caffe.geometry import CONVOLUTIONS, DECONVOLUTION, DEPTHWISE, read_convolution
+from twinquant_caffe.insert.made import made_layer
+from twinquant_caffe.net import BlobVersion, CaffeNet, Layer, make_net
+from twinquant_caffe.opencv import import_opencv
+from twinquant_caffe.prototxt.tree import Message, make
+from twinquant_caffe.write import write_net
+
+__all__ = ["RunNet", "open_net"]
+
+Array = npt.NDArray[np.float32]
+
+RunNet = Callable[[Mapping[str, Array]], dict[BlobVersion, Array]]
+"""Runs a net on one batch, float32 arrays by input name, and returns the wanted tensors: float32, in any order."""
+
+_TAP = "twinquant_tap_"
+_UNKNOWN_LAYER = re.compile(r"Can't create layer \"(?P<name>[^\"]*)\" of type \"(?P<type>[^\"]*)\"")
+
+
+def open_net(net: CaffeNet, wanted: Collection[BlobVersion], *, threads: int | None = None) -> RunNet:
+    """Read a net into OpenCV: the layers that the wanted tensors depend on, each on its own, nothing fused.
+
+    The number of rows of the inputs, their first axis, may differ from batch to batch.
+
+    Args:
+        net: the net; its weights may be lazy.
+        wanted: what is looked at.
+        threads: threads of OpenCV; None: its own choice.
+
+    Raises:
+        CapabilityError: OpenCV is missing, or a version that reads no Caffe nets.
+        UnsupportedModelError: OpenCV cannot read the net. Running it raises this, too.
+    """
+    cv2 = import_opencv()
+    written = {version for layer in net.layers if layer.type != "Input" for version in layer.writes}
+    computed = [version for version in dict.fromkeys(wanted) if version in written]
+    fed = [version for version in dict.fromkeys(wanted) if version not in written]
+    if not computed:
+        return lambda feeds: {version: feeds[version.blob] for version in fed}
+    tapped = _tapped_net(net, computed)
+    with tempfile.TemporaryDirectory(prefix="twinquant-") as folder:
+        prototxt, weights = write_net(tapped, Path(folder), "net.prototxt", "net.caffemodel")
+        with _explained(cv2, net):
+            opened = cv2.dnn.readNetFromCaffe(str(prototxt), str(weights))
+    opened.enableFusion(False)
+    opened.enableWinograd(False)
+    names = [f"{_TAP}{number}" for number in range(len(computed))]
+    inputs = tapped.head.texts("input")
+
+    def run(feeds: Mapping[str, Array]) -> dict[BlobVersion, Array]:
+        with _explained(cv2, net), _limited(cv2, threads):
+            for name in inputs:
+                opened.setInput(np.ascontiguousarray(feeds[name], np.float32), name)
+            found = opened.forward(names)
+        return {
+            **dict(zip(computed, (np.asarray(array) for array in found), strict=True)),
+            **{version: feeds[version.blob] for version in fed},
+        }
+
+    return run
+
+
+def _tapped_net(net: CaffeNet, wanted: Sequence[BlobVersion]) -> CaffeNet:
+    """Return what OpenCV is given: the needed layers, a blob name for every tensor, and a layer behind each wanted one.
+
+    OpenCV calls results by the names of layers, of which several may write, in place, to one blob.
+    """
+    needed, missing = _needed(net.layers, wanted)
+    shapes = dict(net.inputs)
+    names = _name_tensors([*missing, *(version for layer in needed for version in layer.writes)])
+    head: Message = make(name="tapped", input=tuple(version.blob for version in missing))
+    if all(shapes.get(version.blob) for version in missing):
+        head = head.replaced("input_shape", *(make(dim=shapes[version.blob]) for version in missing))
+    layers = [_for_opencv(layer, names) for layer in needed]
+    # OpenCV cuts a tensor into as many parts as are read: unread ones get a reader, which is never run.
+    read = {version for layer in needed for version in layer.reads}
+    unread = [version for layer in needed if len(layer.tops) > 1 for version in layer.writes if version not in read]
+    taps = [
+        made_layer(f"{_TAP}{number}", "Split", (names[version],), (f"{_TAP}{number}",))
+        for number, version in enumerate([*wanted, *unread])
+    ]
+    return make_net(head, [*layers, *taps])
+
+
+def _needed(layers: Sequence[Layer], wanted: Sequence[BlobVersion]) -> tuple[list[Layer], list[BlobVersion]]:
+    """Return the layers that the wanted tensors depend on, in their order, and the inputs among these."""
+    pending = dict.fromkeys(wanted)
+    needed: list[Layer] = []
+    made: set[BlobVersion] = set()
+    for layer in reversed(layers):
+        if layer.type != "Input" and pending.keys() & set(layer.writes):
+            needed.append(layer)
+            made.update(layer.writes)
+            pending.update(dict.fromkeys(layer.reads))
+    inputs = [version for version in pending if version not in made]
+    return needed[::-1], sorted(inputs, key=lambda version: version.blob)
+
+
+def _name_tensors(versions: Sequence[BlobVersion]) -> dict[BlobVersion, str]:
+    """Give every tensor a blob name of its own: the first one of a blob keeps the blob's."""
+    names = {version: version.blob for version in versions if not version.version}
+    taken = set(names.values())
+    for version in versions:
+        name = names.get(version, str(version))
+        while version not in names and name in taken:
+            name += "'"
+        names[version] = name
+        taken.add(name)
+    return names
+
+
+def _for_opencv(layer: Layer, names: Mapping[BlobVersion, str]) -> Layer:
+    bottoms = tuple(names[version] for version in layer.reads)
+    tops = tuple(names[version] for version in layer.writes)
+    message = layer.message.without("include", "exclude", "phase", "param")
+    message = message.replaced("bottom", *bottoms).replaced("top", *tops)
+    kind = "Convolution" if layer.type in DEPTHWISE else layer.type
+    if layer.type in (*CONVOLUTIONS, DECONVOLUTION):
+        message = message.replaced("type", kind).replaced("convolution_param", _explicit_convolution(layer))
+    if layer.type == "Pooling":
+        message = _with_rounding(message)
+    return replace(layer, type=kind, bottoms=bottoms, tops=tops, message=message, reads=(), writes=())
+
+
+def _explicit_convolution(layer: Layer) -> Message:
+    """Say what OpenCV does not find out: the groups of depthwise convolutions, and a padding of one axis only."""
+    param = layer.message.message("convolution_param")
+    if layer.type in DEPTHWISE:
+        param = param.replaced("group", read_convolution(layer).group)
+    if param.has("pad_h") != param.has("pad_w"):
+        height, width = read_convolution(layer).pad
+        param = param.replaced("pad_h", height).replaced("pad_w", width)
+    return param
+
+
+def _with_rounding(message: Message) -> Message:
+    """Say how a Pooling rounds in the field that OpenCV reads: it does not know BVLC's."""
+    param = message.message("pooling_param")
+    if not param.has("round_mode"):
+        return message
+    up = param.choice("round_mode", ("CEIL", "FLOOR")) == "CEIL"
+    return message.replaced("pooling_param", param.without("round_mode").replaced("ceil_mode", up))
+
+
+@contextmanager
+def _limited(cv2: Any, threads: int | None) -> Iterator[None]:
+    """Let OpenCV use so many threads; it has one number for the whole process."""
+    if threads is None:
+        yield
+        return
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(threads)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
+@contextmanager
+def _explained(cv2: Any, net: CaffeNet) -> Iterator[None]:
+    """Turn OpenCV's errors into ours."""
+    try:
+        yield
+    except cv2.error as error:
+        name = net.files[0].name if net.files else "the net"
+        unknown = _UNKNOWN_LAYER.search(str(error))
+        if unknown is None:
+            raise UnsupportedModelError(f"OpenCV cannot run {name}: {error.err or error}") from error
+        kind = unknown["type"]
+        raise UnsupportedModelError(
+            f"OpenCV cannot run {name}: it does not know the type {kind!r} of the layer {unknown['name']!r}. Register "
+            f"a class for it with cv2.dnn_registerLayer({kind!r}, ...), or calibrate in Caffe with "
+            "twinquant_caffe.amct.quantize_model"
+        ) from error

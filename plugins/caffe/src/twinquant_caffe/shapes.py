@@ -1,0 +1,172 @@
+"""The shapes of a net's tensors, as far as the usual layer types tell them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+from twinquant_caffe.geometry import CONVOLUTIONS, DECONVOLUTION, read_convolution, window
+from twinquant_caffe.net import BlobVersion, CaffeNet, Layer
+
+__all__ = ["infer_shapes"]
+
+Shape = tuple[int, ...]
+
+_SAME = (
+    *("ReLU", "PReLU", "ELU", "Sigmoid", "TanH", "AbsVal", "Exp", "Log", "Power", "BNLL", "Threshold", "Swish", "Clip"),
+    *("BatchNorm", "Scale", "Bias", "LRN", "MVN", "Normalize", "Dropout", "Softmax", "Eltwise", "Split", "ReLU6", "BN"),
+)
+
+
+def infer_shapes(net: CaffeNet) -> dict[BlobVersion, Shape]:
+    """Return the shape of every tensor whose shape is certain; the others, behind unknown layers, are left out."""
+    given = dict(net.inputs)
+    shapes = {BlobVersion(blob, 0): shape for blob, shape in net.inputs if shape}
+    for layer in net.layers:
+        if layer.type == "Input":
+            found: Sequence[Shape | None] = [given.get(version.blob) for version in layer.writes]
+        else:
+            infer = _RULES.get(layer.type)
+            reads = [shapes.get(version) for version in layer.reads]
+            known = [shape for shape in reads if shape is not None]
+            found = infer(layer, known) if infer is not None and known and len(known) == len(reads) else ()
+        shapes.update(
+            {
+                version: shape
+                for version, shape in zip(layer.writes, found, strict=False)
+                if shape and all(length > 0 for length in shape)
+            }
+        )
+    return shapes
+
+
+def _same(layer: Layer, reads: list[Shape]) -> list[Shape]:
+    return [reads[0]] * len(layer.tops)
+
+
+def _convolution(layer: Layer, reads: list[Shape]) -> list[Shape]:
+    param = read_convolution(layer)
+    results = []
+    for shape in reads:
+        spatial = shape[param.axis + 1 :]
+        settings = (param.kernel, param.stride, param.pad, param.dilation)
+        if min(param.stride) < 1 or any(len(values) not in (1, len(spatial)) for values in settings):
+            return []
+        windows = zip(spatial, *(_spread(values, len(spatial)) for values in settings), strict=True)
+        lengths = []
+        for length, kernel, stride, pad, dilation in windows:
+            extent = dilation * (kernel - 1) + 1
+            if layer.type == DECONVOLUTION:
+                lengths.append(stride * (length - 1) + extent - 2 * pad)
+            else:
+                lengths.append((length + 2 * pad - extent) // stride + 1)
+        results.append((*shape[: param.axis], param.num_output, *lengths))
+    return results
+
+
+def _pooling(layer: Layer, reads: list[Shape]) -> list[Shape]:
+    param = layer.message.message("pooling_param")
+    (first, *_) = reads
+    if len(first) != 4:
+        return []
+    if param.flag("global_pooling", False):
+        return [(*first[:2], 1, 1)] * len(layer.tops)
+    # BVLC's field 13 is round_mode, other tools write ceil_mode; both round up unless they say otherwise.
+    up = param.choice("round_mode", ("CEIL", "FLOOR")) == "CEIL" and param.flag("ceil_mode", True)
+    lengths = []
+    kernels, strides, pads = (
+        _spread(window(param, name, default), 2) for name, default in (("kernel_size", 0), ("stride", 1), ("pad", 0))
+    )
+    if min(strides) < 1:
+        return []
+    for length, kernel, stride, pad in zip(first[2:], kernels, strides, pads, strict=True):
+        room = length + 2 * pad - kernel
+        count = (-(-room // stride) if up else room // stride) + 1
+        if pad and (count - 1) * stride >= length + pad:
+            count -= 1
+        lengths.append(count)
+    return [(*first[:2], *lengths)] * len(layer.tops)
+
+
+def _inner_product(layer: Layer, reads: list[Shape]) -> list[Shape]:
+    param = layer.message.message("inner_product_param")
+    return [(*reads[0][: param.integer("axis", 1)], param.integer("num_output", 0))]
+
+
+def _concat(layer: Layer, reads: list[Shape]) -> list[Shape]:
+    param = layer.message.message("concat_param")
+    axis = param.integer("axis", param.integer("concat_dim", 1)) % len(reads[0])
+    if any(len(shape) != len(reads[0]) for shape in reads):
+        return []
+    return [(*reads[0][:axis], sum(shape[axis] for shape in reads), *reads[0][axis + 1 :])]
+
+
+def _slice(layer: Layer, reads: list[Shape]) -> list[Shape]:
+    param = layer.message.message("slice_param")
+    (shape,) = reads
+    axis = param.integer("axis", param.integer("slice_dim", 1)) % len(shape)
+    tops = len(layer.tops)
+    points = param.integers("slice_point") or tuple(shape[axis] * index // tops for index in range(1, tops))
+    bounds = (0, *points, shape[axis])
+    if len(bounds) != tops + 1:
+        return []
+    return [(*shape[:axis], bounds[index + 1] - bounds[index], *shape[axis + 1 :]) for index in range(tops)]
+
+
+def _flatten(layer: Layer, reads: list[Shape]) -> list[Shape]:
+    param = layer.message.message("flatten_param")
+    (shape,) = reads
+    first, last = param.integer("axis", 1) % len(shape), param.integer("end_axis", -1) % len(shape)
+    return [(*shape[:first], prod(shape[first : last + 1]), *shape[last + 1 :])]
+
+
+def _reshape(layer: Layer, reads: list[Shape]) -> list[Shape]:
+    param = layer.message.message("reshape_param")
+    (shape,) = reads
+    wanted = param.message("shape").integers("dim")
+    start = param.integer("axis", 0)
+    start += len(shape) + 1 if start < 0 else 0
+    count = param.integer("num_axes", -1)
+    end = len(shape) if count == -1 else start + count
+    if any(length == 0 and start + index >= len(shape) for index, length in enumerate(wanted)):
+        return []
+    middle = [shape[start + index] if length == 0 else length for index, length in enumerate(wanted)]
+    if -1 in middle:
+        known = -prod(middle)
+        if known <= 0 or prod(shape[start:end]) % known:
+            return []
+        middle[middle.index(-1)] = prod(shape[start:end]) // known
+    return [(*shape[:start], *middle, *shape[end:])]
+
+
+def _permute(layer: Layer, reads: list[Shape]) -> list[Shape]:
+    order = layer.message.message("permute_param").integers("order")
+    (shape,) = reads
+    rest = [axis for axis in range(len(shape)) if axis not in order]
+    return [tuple(shape[axis] for axis in (*order, *rest))]
+
+
+def _crop(layer: Layer, reads: list[Shape]) -> list[Shape]:
+    if len(reads) != 2:
+        return []
+    axis = layer.message.message("crop_param").integer("axis", 2) % len(reads[0])
+    return [(*reads[0][:axis], *reads[1][axis:])]
+
+
+def _spread(values: Sequence[int], count: int) -> tuple[int, ...]:
+    """Repeat one value for all axes; several must be as many as there are axes."""
+    return tuple(values) * count if len(values) == 1 else tuple(values)
+
+
+_RULES: dict[str, Callable[[Layer, list[Shape]], list[Shape]]] = {
+    **dict.fromkeys(_SAME, _same),
+    **dict.fromkeys((*CONVOLUTIONS, DECONVOLUTION), _convolution),
+    "Pooling": _pooling,
+    "InnerProduct": _inner_product,
+    "Concat": _concat,
+    "Slice": _slice,
+    "Flatten": _flatten,
+    "Reshape": _reshape,
+    "Permute": _permute,
+    "Crop": _crop,
+}

@@ -1,0 +1,103 @@
+"""Running an exported model on calibration data: the module itself where that is possible, else the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from twinquant.errors import UnsupportedModelError
+from twinquant.registry import ModelInput, RunBatch, Tap
+from twinquant.registry.float_model import Array
+from twinquant_onnx.framework import OnnxFramework
+from twinquant_torch.graph import TorchGraph, TorchOrigin
+from twinquant_torch.graph_run import run_graph
+from twinquant_torch.hooks import hooked, is_observable
+from twinquant_torch.inputs import Call, device_of
+from twinquant_torch.tensors import to_array
+
+__all__ = ["calls_of", "describe_inputs", "split_taps", "tap_graph"]
+
+
+def describe_inputs(graph: TorchGraph) -> tuple[ModelInput, ...]:
+    """Describe the inputs of a graph; a module takes batches of any size."""
+    inputs = tuple(OnnxFramework().model_inputs(graph.model))
+    if graph.origin is None:
+        return inputs
+    return tuple(
+        replace(value, shape=(None, *value.shape[1:])) if value.shape and isinstance(value.shape[0], int) else value
+        for value in inputs
+    )
+
+
+def split_taps(graph: TorchGraph, taps: Sequence[Tap]) -> tuple[dict[Tap, str], list[Tap]]:
+    """Return the taps that hooks on modules can see, with the paths of these modules, and the others."""
+    if graph.origin is None:
+        return {}, list(taps)
+    paths = {tap: graph.named.modules[tap.layer] for tap in taps if tap.layer in graph.named.modules}
+    seen = {tap: path for tap, path in paths.items() if is_observable(graph.origin.module.get_submodule(path))}
+    return seen, [tap for tap in taps if tap not in seen]
+
+
+def calls_of(graph: TorchGraph, batches: Iterable[Mapping[str, Array]]) -> Iterator[Call]:
+    """Yield the arguments of the module for batches of arrays by input name; none where there is no module."""
+    if graph.origin is not None:
+        device = device_of(graph.origin.module)
+        for feeds in batches:
+            yield graph.origin.layout.call_of(feeds, device)
+
+
+def tap_graph(graph: TorchGraph, taps: Sequence[Tap], threads: int | None) -> RunBatch:
+    """Return what runs a batch and yields the values of the taps, in their order.
+
+    Raises:
+        UnsupportedModelError: ONNX Runtime cannot run the graph.
+    """
+    by_hooks, others = split_taps(graph, taps)
+    run = run_graph(graph.model, others, threads) if others else None
+    if graph.origin is None or not by_hooks:
+        assert run is not None
+        return run
+    return _Runner(graph.origin, tuple(taps), by_hooks, run).run
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Runner:
+    """A module, and the graph for what hooks cannot see.
+
+    Attributes:
+        origin: the module.
+        taps: all of them, in the order in which they are yielded.
+        hooked: those that hooks see, and the paths of their modules.
+        graph: runs the graph for the others; None: there are none.
+    """
+
+    origin: TorchOrigin
+    taps: tuple[Tap, ...]
+    hooked: Mapping[Tap, str]
+    graph: RunBatch | None
+
+    def run(self, feeds: Mapping[str, Array]) -> Iterator[tuple[Tap, Sequence[Array]]]:
+        """Run one batch."""
+        values: dict[Tap, list[Array]] = {}
+
+        def keep(tap: Tap, tensor: torch.Tensor) -> None:
+            values.setdefault(tap, []).append(to_array(tensor))
+
+        module = self.origin.module
+        args, kwargs = self.origin.layout.call_of(feeds, device_of(module))
+        try:
+            with hooked(module, self.hooked, keep), torch.no_grad():
+                module(*args, **kwargs)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise UnsupportedModelError(f"the model cannot run this batch: {error}") from error
+        rest = None if self.graph is None else self.graph(feeds)
+        for tap in self.taps:
+            if tap in self.hooked:
+                if tap not in values:
+                    raise UnsupportedModelError(f"the module {tap.layer!r} was not called for this batch")
+                yield tap, values.pop(tap)
+            else:
+                assert rest is not None
+                yield next(rest)

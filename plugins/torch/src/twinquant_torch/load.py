@@ -1,0 +1,208 @@
+"""From whatever the user gave as a torch model to its graph."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from twinquant.errors import ArgumentError, DataError, ModelFileError, UnsupportedModelError
+from twinquant.registry import Match
+from twinquant_onnx.layers import analyse
+from twinquant_onnx.load import load_model
+from twinquant_onnx.modified.removal import without_calibration
+from twinquant_onnx.recognize import recognize as recognize_onnx
+from twinquant_torch.calibration import CalibrationModule
+from twinquant_torch.export import Exported, ExportRequest, export, input_names
+from twinquant_torch.graph import TorchGraph, TorchOrigin
+from twinquant_torch.inputs import InputLayout, device_of, split_call
+from twinquant_torch.naming import NamedLayers, name_layers
+from twinquant_torch.source import TorchModel
+
+__all__ = ["load", "unwrapped"]
+
+_WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+
+
+def load(source: Any, options: Mapping[str, Any]) -> TorchGraph:
+    """Export a model once; everything after that is about the exported graph.
+
+    Args:
+        source: a module, a `TorchModel`, an `ExportedProgram`, a .pt2 file of one, or an .onnx file that this plugin
+            wrote.
+        options: fields of `TorchModel`.
+
+    Raises:
+        ArgumentError: a module without example inputs.
+        DataError: the example inputs do not fit the module.
+        ModelFileError: the file is missing or damaged.
+        UnsupportedModelError: the module is in training mode or cannot be exported, or the file holds none.
+    """
+    source = unwrapped(source)
+    if isinstance(source, CalibrationModule):
+        return source.calibration.require_complete().graph
+    if isinstance(source, TorchModel):
+        return _load_module(replace(source, **options))
+    if isinstance(source, torch.nn.Module):
+        if options.get("example_inputs") is not None:
+            return _load_module(TorchModel(source, **options))
+        raise ArgumentError(
+            f"the torch module {type(source).__name__} needs example inputs, which it is traced with: pass "
+            "example_inputs=..., one batch as forward takes it, or twinquant_torch.TorchModel(module, example_inputs)"
+        )
+    if options:
+        raise ArgumentError(f"{', '.join(sorted(options))}: only for modules; an exported program has all this already")
+    if isinstance(source, (str, os.PathLike)):
+        return _load_file(Path(source))
+    if isinstance(source, torch.export.ExportedProgram):
+        return _load_program(source)
+    raise ArgumentError(
+        f"a torch.nn.Module with example inputs, a torch.export.ExportedProgram or a .pt2 file is expected, got "
+        f"{type(source).__qualname__}"
+    )
+
+
+def unwrapped(module: Any) -> Any:
+    """Return the module inside DataParallel, DistributedDataParallel and what `torch.compile` returns."""
+    while isinstance(module, torch.nn.Module):
+        if isinstance(module, _WRAPPERS):
+            module = module.module
+        elif type(module).__name__ == "OptimizedModule":
+            module = module._orig_mod
+        else:
+            break
+    return module
+
+
+def _load_module(source: TorchModel) -> TorchGraph:
+    module = unwrapped(source.module)
+    if not isinstance(module, torch.nn.Module):
+        raise ArgumentError(f"module: must be a torch.nn.Module, got {type(module).__name__}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            "the model is a TorchScript module, whose layers cannot be looked into; pass the torch.nn.Module that was "
+            "scripted or traced"
+        )
+    _refuse_training(module)
+    args, kwargs = split_call(source.example_inputs)
+    _refuse_wrong_arity(module, args, kwargs)
+    _refuse_wrong_device(module, (args, kwargs))
+    _refuse_wrong_names(source.input_names, (args, kwargs))
+    _run_once(module, args, kwargs)
+    request = ExportRequest(
+        module, args, kwargs, source.input_names, source.output_names, source.dynamic_axes, source.opset
+    )
+    exported = export(request)
+    main = exported.graph.model.graph
+    initializers = {tensor.name for tensor in main.initializer}
+    names = tuple(value.name for value in main.input if value.name not in initializers)
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    graph = _named(exported, module)
+    if len(tensors) != len(names):
+        # The older exporter leaves out inputs that nobody reads; it calls the others as forward does.
+        names = tuple(input_names(request))
+    declared = {value.name: value.type.tensor_type.shape.dim for value in main.input}
+    open_axes = tuple(
+        frozenset(axis for axis, dim in enumerate(declared[name]) if axis == 0 or not dim.HasField("dim_value"))
+        if name in declared
+        else frozenset(range(tensor.ndim))
+        for name, tensor in zip(names, tensors, strict=True)
+    )
+    layout = InputLayout(tuple(leaves), spec, names, open_axes)
+    return TorchGraph.of(graph.model, graph.named, TorchOrigin(module, layout), exported.folder)
+
+
+def _load_program(program: Any) -> TorchGraph:
+    return _named(export(ExportRequest(program)), None)
+
+
+def _named(exported: Exported, module: Any) -> TorchGraph:
+    model = exported.graph.model
+    for node in model.graph.node:
+        modes = {attribute.name: attribute.i for attribute in node.attribute}
+        if node.op_type == "BatchNormalization" and modes.get("training_mode"):
+            raise UnsupportedModelError(_TRAINING.format(what="the exported program"))
+    named = name_layers(model, module)
+    return TorchGraph.of(analyse(exported.graph), named, folder=exported.folder)
+
+
+_TRAINING = (
+    "{what} is in training mode: BatchNormalization would use the statistics of each batch, and Dropout would be "
+    "active; call .eval() on the model, and export or pass it then"
+)
+
+
+def _refuse_training(module: Any) -> None:
+    training = [path or type(module).__name__ for path, inner in module.named_modules() if inner.training]
+    if module.training:
+        raise UnsupportedModelError(_TRAINING.format(what=f"the model {type(module).__name__}"))
+    if training:
+        raise UnsupportedModelError(_TRAINING.format(what=f"the module {training[0]!r} of the model"))
+
+
+def _refuse_wrong_arity(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(module.forward)
+    except (TypeError, ValueError):
+        return  # a forward that is not written in Python
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise DataError(
+            f"example_inputs: {type(module).__name__}.forward takes {signature}: {error}; a tuple holds its positional "
+            "arguments, a dict its keyword arguments, and a dict that is one argument goes into a tuple: ({...},)"
+        ) from error
+
+
+def _refuse_wrong_names(input_names: Sequence[str] | None, inputs: Any) -> None:
+    count = sum(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(inputs))
+    if input_names is not None and len(input_names) != count:
+        raise ArgumentError(
+            f"input_names: there are {len(input_names)} ({', '.join(map(repr, input_names))}), but the example inputs "
+            f"hold {count} tensors; give a name for each"
+        )
+
+
+def _run_once(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Refuse inputs that the module itself does not take: what it says is clearer than what the exporters say."""
+    try:
+        with torch.no_grad():
+            module(*args, **kwargs)
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+        raise DataError(
+            f"example_inputs: {type(module).__name__} does not run on them: {error}; give one batch as forward takes it"
+        ) from error
+
+
+def _refuse_wrong_device(module: Any, inputs: Any) -> None:
+    device = device_of(module)
+    for leaf in pytree.tree_leaves(inputs):
+        if device is not None and isinstance(leaf, torch.Tensor) and leaf.device != device:
+            raise DataError(
+                f"the example inputs are on {leaf.device}, the model is on {device}; move them with "
+                f".to({str(device)!r})"
+            )
+
+
+def _load_file(path: Path) -> TorchGraph:
+    if not path.exists():
+        raise ModelFileError(f"the torch file {str(path)!r} does not exist; check its path")
+    if recognize_onnx(path) is not Match.NO:
+        return TorchGraph.of(analyse(without_calibration(load_model(path))), NamedLayers({}, {}))
+    if path.suffix.lower() != ".pt2":
+        raise UnsupportedModelError(
+            f"{str(path)!r} may hold anything that Python can pickle, so it is not opened; load the module yourself "
+            "and pass it with example_inputs, or pass a .pt2 file that torch.export.save wrote"
+        )
+    try:
+        program = torch.export.load(path)
+    except Exception as error:  # torch raises whatever its unpacking of a damaged file raises
+        raise ModelFileError(f"{str(path)!r} cannot be read as an exported program: {error}") from error
+    return _load_program(program)

@@ -1,0 +1,104 @@
+"""The calibration layer in pycaffe, whose objects are imitated here."""
+
+import shutil
+
+import numpy as np
+import pytest
+from amct_flow import Blob, batch, caffe_layer, set_algorithm, settings_of
+
+from twinquant.records import parse_record_file
+
+
+@pytest.fixture
+def layers(flow, pycaffe):
+    """The calibration layers of a modified net, with a bottom and a top each."""
+    flow.start()
+    blobs = [(Blob(batch(0)), Blob()) for _ in settings_of(flow.modified[0])]
+    return [
+        (caffe_layer(pycaffe, settings, bottom, top), bottom, top)
+        for settings, (bottom, top) in zip(settings_of(flow.modified[0]), blobs, strict=True)
+    ]
+
+
+def run_batches(layers, numbers):
+    for number in numbers:
+        for layer, bottom, top in layers:
+            bottom.data = batch(number)
+            layer.reshape([bottom], [top])
+            layer.forward([bottom], [top])
+
+
+def test_values_pass_unchanged(layers):
+    layer, bottom, top = layers[0]
+    layer.forward([bottom], [top])
+    np.testing.assert_array_equal(top.data, batch(0))
+    np.testing.assert_array_equal(bottom.data, batch(0))
+
+
+def test_the_top_follows_the_shape_of_the_bottom(layers):
+    layer, bottom, top = layers[0]
+    bottom.data = batch(1, rows=7)
+    layer.reshape([bottom], [top])
+    assert top.shape == (7, 3, 6, 6)
+
+
+def test_the_gradient_passes_where_it_is_wanted(layers):
+    layer, bottom, top = layers[0]
+    top.diff = batch(5)
+    layer.backward([top], [False], [bottom])
+    assert not bottom.diff.any()
+    layer.backward([top], [True], [bottom])
+    np.testing.assert_array_equal(bottom.diff, batch(5))
+
+
+def test_the_record_is_complete_after_batch_num_passes_of_all_layers(flow, layers):
+    run_batches(layers, range(2))
+    assert flow.record.read_text().startswith("# calibration has not finished")
+    for layer, bottom, top in layers[:-1]:
+        layer.forward([bottom], [top])
+    assert flow.record.read_text().startswith("# calibration has not finished")
+    layer, bottom, top = layers[-1]
+    layer.forward([bottom], [top])
+    assert all(record.scale_d for record in parse_record_file(flow.record))
+
+
+def test_later_batches_do_not_count(flow, layers):
+    run_batches(layers, range(3))
+    before = flow.record.read_bytes()
+    run_batches(layers, [7])
+    assert flow.record.read_bytes() == before
+
+
+def test_a_layer_ahead_of_the_others_takes_no_more_than_it_should(flow, layers):
+    first, bottom, top = layers[0]
+    for number in range(9):
+        bottom.data = batch(number)
+        first.forward([bottom], [top])
+    assert len(list((flow.batches / "00000").iterdir())) == 3
+
+
+@pytest.mark.parametrize("algorithm", ["ifmr", "minmax"])
+def test_a_net_that_was_killed_in_the_middle_of_a_batch_forgets_that_batch(flow, pycaffe, algorithm):
+    set_algorithm(flow, act_algo=algorithm)
+
+    def make():
+        return [
+            (caffe_layer(pycaffe, settings, Blob(batch(0)), Blob()), Blob(batch(0)), Blob())
+            for settings in settings_of(flow.modified[0])
+        ]
+
+    flow.start()
+    run_batches(make(), range(3))
+    wanted = flow.record.read_bytes()
+    flow.start()
+    killed = make()
+    run_batches(killed, range(1))
+    run_batches(killed[:2], [8])  # the batch that only some layers see
+    run_batches(make(), [1, 2])
+    assert flow.record.read_bytes() == wanted
+
+
+def test_a_folder_that_was_removed_stops_nothing(flow, layers):
+    shutil.rmtree(flow.batches)
+    run_batches(layers, range(3))
+    assert flow.record.read_text().startswith("# calibration has not finished")

@@ -1,0 +1,93 @@
+"""The deploy pair has Input layers, and no data, loss or accuracy layers; the fake-quant pair keeps them."""
+
+import numpy as np
+import pytest
+from nets import read_prototxt, small_net
+from twin_nets import save
+
+from twinquant.errors import UnsupportedModelError
+
+CONV = """
+layer {{ name: "conv" type: "Convolution" bottom: "{blob}" top: "conv"
+  convolution_param {{ num_output: 2 kernel_size: 1 bias_term: false }} }}
+"""
+TRAINING = """
+layer { name: "silence" type: "Silence" bottom: "label" }
+layer { name: "accuracy" type: "Accuracy" bottom: "conv" bottom: "label" top: "accuracy" include { phase: TEST } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "conv" bottom: "label" top: "loss" }
+"""
+
+
+def saved(tmp_path, head, tail="", blob="data", channels=3, **options):
+    weight = np.ones((2, channels, 1, 1), np.float32)
+    source = small_net(tmp_path / "in", head + CONV.format(blob=blob) + tail, {"conv": [weight]})
+    return save(source, tmp_path / "out", {"conv": (0.5, 0, [0.25])}, **options)
+
+
+def shown(prototxt):
+    from twinquant_caffe.prototxt import parse_prototxt
+
+    tree = parse_prototxt(prototxt)
+    inputs = {
+        layer.texts("top"): layer.message("input_param").message("shape").integers("dim")
+        for layer in tree.messages("layer")
+        if layer.text("type") == "Input"
+    }
+    return inputs, [layer.text("name") for layer in tree.messages("layer")], tree
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        'input: "data" input_dim: 1 input_dim: 3 input_dim: 5 input_dim: 6',
+        'input: "data" input_shape { dim: 1 dim: 3 dim: 5 dim: 6 }',
+    ],
+)
+def test_an_input_head_becomes_an_input_layer(tmp_path, head):
+    inputs, names, tree = shown(saved(tmp_path, head).deploy.model)
+    assert inputs == {("data",): (1, 3, 5, 6)}
+    assert names == ["data", "conv_0_quant_layer", "conv", "conv_dequant_layer"]
+    assert not (tree.has("input") or tree.has("input_dim") or tree.has("input_shape"))
+
+
+def test_the_fake_quant_pair_keeps_the_head_of_the_net(tmp_path):
+    head = 'input: "data" input_dim: 1 input_dim: 3 input_dim: 5 input_dim: 6'
+    _, _, tree = shown(saved(tmp_path, head).fake_quant.model)
+    assert tree.texts("input") == ("data",)
+    assert tree.integers("input_dim") == (1, 3, 5, 6)
+
+
+def test_an_input_layer_gets_a_name_that_no_layer_has(tmp_path):
+    head = 'input: "conv" input_shape { dim: 1 dim: 3 dim: 5 dim: 6 }'
+    text = head + CONV.format(blob="conv").replace('top: "conv"', 'top: "made"')
+    source = small_net(tmp_path / "in", text, {"conv": [np.ones((2, 3, 1, 1), np.float32)]})
+    inputs, names, _ = shown(save(source, tmp_path / "out", {"conv": (0.5, 0, [0.25])}).deploy.model)
+    assert inputs == {("conv",): (1, 3, 5, 6)}
+    assert names[0] == "conv_1"
+
+
+@pytest.mark.parametrize(
+    ("data", "shape"),
+    [
+        ('type: "MemoryData" memory_data_param { batch_size: 2 channels: 3 height: 4 width: 5 }', (2, 3, 4, 5)),
+        ('type: "ImageData" image_data_param { batch_size: 7 new_height: 9 new_width: 8 }', (7, 3, 9, 8)),
+        ('type: "ImageData" transform_param { crop_size: 6 }', (1, 3, 6, 6)),
+        ('type: "DummyData" dummy_data_param { shape { dim: 1 dim: 3 dim: 2 dim: 2 } shape { dim: 1 } }', (1, 3, 2, 2)),
+    ],
+)
+def test_data_loss_and_accuracy_layers_are_stripped(tmp_path, data, shape):
+    head = f'layer {{ name: "train" top: "data" top: "label" {data} }}'
+    output = saved(tmp_path, head, TRAINING)
+    inputs, names, _ = shown(output.deploy.model)
+    assert inputs == {("data",): shape}
+    assert names == ["data", "conv_0_quant_layer", "conv", "conv_dequant_layer"]
+    assert {"train", "silence", "accuracy", "loss"} <= {
+        layer.name for layer in read_prototxt(output.fake_quant.model).layer
+    }
+
+
+def test_a_data_layer_without_a_shape_is_an_error_that_says_what_to_do(tmp_path):
+    head = 'layer { name: "train" type: "Data" top: "data" top: "label" data_param { batch_size: 2 } }'
+    with pytest.raises(UnsupportedModelError, match="replace it by an Input layer with a shape"):
+        saved(tmp_path, head, TRAINING)
+    assert saved(tmp_path, head, TRAINING, save_type="Fakequant").fake_quant.model.exists()
