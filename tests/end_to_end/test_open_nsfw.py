@@ -17,15 +17,20 @@ except importlib.metadata.PackageNotFoundError:
 
 NET = (str(FOLDER / "deploy.prototxt"), str(FOLDER / "resnet_50_1by2_nsfw.caffemodel"))
 MEAN = np.float32([104, 117, 123])  # of blue, green and red, as the network was trained
-LAST_FEATURES = "eltwise_stage3_block2"
+LAST_FEATURES = ("eltwise_stage3_block2", "relu_stage3_block2", "pool")  # before and behind the last ReLU, and averaged
 
 pytestmark = pytest.mark.heavy
 
 
 def crops():
-    """Two photographs, four overlapping crops of each, every second one flipped: float32 (1, 3, 224, 224), blue first."""
+    """Four overlapping crops of each of two photographs, every second one flipped: float32 (1, 3, 224, 224), blue first.
+
+    The photographs are made 256 pixels high first, as the network was trained.
+    """
     for photograph in load_sample_images().images:
-        for number, (top, left) in enumerate([(0, 0), (60, 120), (120, 240), (180, 400)]):
+        height, width = photograph.shape[:2]
+        photograph = cv2.resize(photograph, (round(width * 256 / height), 256), interpolation=cv2.INTER_AREA)
+        for number, (top, left) in enumerate([(0, 0), (32, 159), (16, 80), (10, 111)]):
             crop = photograph[top : top + 224, left : left + 224, ::-1]
             crop = crop[:, ::-1] if number % 2 else crop
             yield (crop.astype(np.float32) - MEAN).transpose(2, 0, 1)[None]
@@ -38,7 +43,7 @@ def features(model, weights, images):
     found = []
     for image in images:
         net.setInput(image, "data")
-        found.append(net.forward(LAST_FEATURES).ravel().astype(np.float64))
+        found += [blob.ravel().astype(np.float64) for blob in net.forward(LAST_FEATURES)]
     return found
 
 

@@ -14,6 +14,7 @@ from twinquant.calibration.station import Station
 from twinquant_torch.distributed import gather, is_writer, on_writer, share_of, world
 
 BEGINNING = """
+import atexit
 import sys
 import numpy as np
 import torch
@@ -22,17 +23,14 @@ import torch.distributed as dist
 folder, rank, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
-"""
-
-ENDING = """
-dist.destroy_process_group()
+atexit.register(dist.destroy_process_group)  # also after an error: gloo's threads abort a process that ends without
 """
 
 
 def run_together(folder: Path, body: str, size: int = 2, expected: int = 0) -> list[str]:
     """Run a script in several processes with a process group; return what each printed."""
     script = folder / "script.py"
-    script.write_text(BEGINNING + body + ENDING)
+    script.write_text(BEGINNING + body)
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
     processes = [
         subprocess.Popen(
