@@ -10,10 +10,17 @@ import numpy.typing as npt
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-__all__ = ["ARTIFACTS", "CALIBRATION", "HELD_OUT", "SEED", "Digits", "as_input", "split"]
+__all__ = ["CAFFE_NETWORK", "CALIBRATION", "DIGITS", "HELD_OUT", "ONNX_NETWORK", "SEED", "Digits", "as_input", "split"]
 
-ARTIFACTS = Path(__file__).resolve().parents[2] / "plugins" / "onnx" / "src" / "twinquant_onnx" / "demo"
-"""Where the trained model, its record and the held-out digits are stored: they ship in the twinquant-onnx wheel."""
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS = ROOT / "core" / "src" / "twinquant" / "digits"
+"""Where the digits of the demo are stored: they ship in the twinquant-core wheel."""
+
+ONNX_NETWORK = ROOT / "plugins" / "onnx" / "src" / "twinquant_onnx" / "demo"
+"""Where the ONNX network and its record are stored: they ship in the twinquant-onnx wheel."""
+
+CAFFE_NETWORK = ROOT / "plugins" / "caffe" / "src" / "twinquant_caffe" / "demo"
+"""Where the Caffe network is stored: it ships in the twinquant-caffe wheel."""
 
 SEED = 2024
 HELD_OUT = 450

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-from dataset import ARTIFACTS, as_input, split
+from dataset import ONNX_NETWORK, as_input, split
 from onnx import numpy_helper
 
 from twinquant.records import LayerRecord, RecordSet, write_record_file
@@ -50,7 +50,7 @@ def weight_factors(op_type: str, weight: npt.NDArray[np.float32] | None) -> npt.
 
 def main() -> None:
     """Write digits_record.txt beside the model."""
-    model = onnx.load(ARTIFACTS / "digits.onnx")
+    model = onnx.load(ONNX_NETWORK / "digits.onnx")
     training, _ = split()
     ranges = activation_ranges(model, as_input(training.images))
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -66,7 +66,7 @@ def main() -> None:
                 scale_w=scale_w,
                 offset_w=np.zeros(len(scale_w), np.int32),
             )
-    write_record_file(RecordSet(records), ARTIFACTS / "digits_record.txt")
+    write_record_file(RecordSet(records), ONNX_NETWORK / "digits_record.txt")
     print(f"measured {len(records)} layers on {len(training.labels)} training digits")
 
 

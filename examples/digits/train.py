@@ -1,6 +1,6 @@
-"""Train the digits network with PyTorch, fold its BatchNorms, and store it as ONNX; store the digits of the demo.
+"""Train the digits network with PyTorch; store it as ONNX, BatchNorms folded, and as Caffe; store digits for the demo.
 
-Needs torch 2.13.0, scikit-learn and onnx; see README.md beside this script.
+Needs torch 2.13.0, scikit-learn, onnx and the Caffe plugin; see README.md beside this script.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from dataset import ARTIFACTS, CALIBRATION, SEED, Digits, as_input, split
+from as_caffe import write_caffe
+from dataset import CAFFE_NETWORK, CALIBRATION, DIGITS, ONNX_NETWORK, SEED, Digits, as_input, split
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
@@ -144,14 +145,15 @@ def build_model(parameters: Parameters) -> onnx.ModelProto:
 
 
 def main() -> None:
-    """Train, fuse, compare the two, and store the model, the first training digits and the held-out digits."""
+    """Train, fuse, compare the two, and store the models, the first training digits and the held-out digits."""
     training, held_out = split()
     net = train(training)
     model = build_model(fused_parameters(net))
 
-    onnx.save(model, ARTIFACTS / "digits.onnx")
-    np.savez_compressed(ARTIFACTS / "calibration_digits.npz", image=as_input(training.images[:CALIBRATION]))
-    np.savez_compressed(ARTIFACTS / "held_out_digits.npz", images=held_out.images, labels=held_out.labels)
+    onnx.save(model, ONNX_NETWORK / "digits.onnx")
+    write_caffe(net, CAFFE_NETWORK)
+    np.savez_compressed(DIGITS / "calibration_digits.npz", image=as_input(training.images[:CALIBRATION]))
+    np.savez_compressed(DIGITS / "held_out_digits.npz", images=held_out.images, labels=held_out.labels)
 
     with torch.no_grad():
         trained = net(torch.from_numpy(as_input(held_out.images))).numpy()

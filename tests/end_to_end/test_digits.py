@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -21,7 +22,9 @@ from twinquant.records import parse_record_file
 SHIPPED = Path(find_spec("twinquant_onnx").origin).parent / "demo"
 MODEL = SHIPPED / "digits.onnx"
 RECORD = SHIPPED / "digits_record.txt"
-CALIBRATION = SHIPPED / "calibration_digits.npz"
+CAFFE = Path(find_spec("twinquant_caffe").origin).parent / "demo"
+DIGITS = Path(find_spec("twinquant").origin).parent / "digits"
+CALIBRATION = DIGITS / "calibration_digits.npz"
 ALGORITHMS = ["minmax", "ifmr", "hfmg", "percentile", "entropy", "mse"]
 LAYERS = {
     "conv1": "Conv",
@@ -38,7 +41,7 @@ LAYERS = {
 @pytest.fixture(scope="module")
 def held_out():
     """(float32 input (450, 1, 8, 8), labels (450,)) of the digits that training never saw."""
-    with np.load(SHIPPED / "held_out_digits.npz") as digits:
+    with np.load(DIGITS / "held_out_digits.npz") as digits:
         return digits["images"].astype(np.float32)[:, None] / 16, digits["labels"]
 
 
@@ -58,12 +61,14 @@ def demo_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def demo(demo_folder):
-    """The table that the demo prints: {algorithm: {column: cell}}."""
+    """The tables that the demo prints: {framework: {algorithm: {column: cell}}}."""
     done = twinquant("demo", "--folder", demo_folder)
     assert done.returncode == 0, done.stderr
-    lines = [re.split(r" {2,}", line) for line in done.stdout.splitlines() if re.search(r"\S {2,}\S", line)]
-    header, _rule, *rows = lines
-    return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    tables = {}
+    for name, text in re.findall(r"^(\w+) demo\n\n(.*?)\n\n", done.stdout, re.MULTILINE | re.DOTALL):
+        header, _rule, *rows = [re.split(r" {2,}", line) for line in text.splitlines()]
+        tables[name] = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    return tables
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +95,14 @@ def scores(model, images):
 
 def accuracy(model, images, labels):
     return float(np.mean(scores(model, images).argmax(axis=1) == labels))
+
+
+def in_opencv(prototxt, caffemodel, images):
+    import cv2
+
+    net = cv2.dnn.readNetFromCaffe(str(prototxt), str(caffemodel))
+    net.setInput(images)
+    return net.forward()
 
 
 def percent(cell):
@@ -195,14 +208,37 @@ def test_the_stored_calibration_digits_are_training_digits(digits_script):
 
 
 def test_the_demo_prints_a_row_of_accuracies_for_every_algorithm(demo, held_out):
-    assert list(demo) == [*ALGORITHMS, "ifmr, symmetric", "ifmr, balanced"]
-    floats = {row["float"] for row in demo.values()}
+    assert list(demo["onnx"]) == [*ALGORITHMS, "ifmr, symmetric", "ifmr, balanced"]
+    floats = {row["float"] for row in demo["onnx"].values()}
     assert floats == {f"{accuracy(MODEL, *held_out):.2%}"}
 
 
-@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "ifmr, symmetric", "ifmr, balanced"])
-def test_the_twins_of_the_demo_agree_and_are_within_half_a_point_of_float(demo, algorithm):
-    row = demo[algorithm]
+def test_the_demo_shows_the_caffe_network_too(demo, held_out):
+    pytest.importorskip("cv2")
+    assert list(demo["caffe"]) == [*ALGORITHMS, "ifmr, symmetric"]
+    images, labels = held_out
+    read = in_opencv(CAFFE / "digits.prototxt", CAFFE / "digits.caffemodel", images).argmax(axis=1) == labels
+    assert {row["float"] for row in demo["caffe"].values()} == {f"{np.mean(read):.2%}"}
+
+
+def test_the_caffe_network_computes_what_the_onnx_network_does(held_out):
+    pytest.importorskip("cv2")
+    images, _ = held_out
+    found = in_opencv(CAFFE / "digits.prototxt", CAFFE / "digits.caffemodel", images)
+    np.testing.assert_allclose(found, scores(MODEL, images), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("framework", "algorithm"),
+    [
+        *itertools.product(["onnx", "caffe"], [*ALGORITHMS, "ifmr, symmetric"]),
+        ("onnx", "ifmr, balanced"),  # Caffe nets have no balance factors
+    ],
+)
+def test_the_twins_of_the_demo_agree_and_are_within_half_a_point_of_float(demo, framework, algorithm):
+    if framework == "caffe":
+        pytest.importorskip("cv2")
+    row = demo[framework][algorithm]
     assert row["twins agree"] == "yes"
     assert row["simulated deploy"] == row["fake-quant"]
     assert abs(percent(row["fake-quant"]) - percent(row["float"])) <= 0.5
@@ -210,9 +246,10 @@ def test_the_twins_of_the_demo_agree_and_are_within_half_a_point_of_float(demo, 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_accuracies_that_the_demo_prints_are_those_of_the_files_it_leaves(demo_folder, demo, held_out, algorithm):
-    twin = demo_folder / algorithm / "digits_fake_quant_model.onnx"
-    assert demo[algorithm]["fake-quant"] == f"{accuracy(twin, *held_out):.2%}"
-    assert algorithm in (demo_folder / algorithm / "digits_manifest.json").read_text("utf-8")
+    folder = demo_folder / "onnx" / algorithm
+    twin = folder / "digits_fake_quant_model.onnx"
+    assert demo["onnx"][algorithm]["fake-quant"] == f"{accuracy(twin, *held_out):.2%}"
+    assert algorithm in (folder / "digits_manifest.json").read_text("utf-8")
 
 
 def test_quantize_on_the_command_line_takes_the_calibration_digits(tmp_path, held_out):

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.heavy
 
 
 def crops():
-    """Four overlapping crops of each of two photographs, every second one flipped: float32 (1, 3, 224, 224), blue first.
+    """Four overlapping crops of each of two photographs, every second one flipped: float32 (1, 3, 224, 224), BGR.
 
     The photographs are made 256 pixels high first, as the network was trained.
     """

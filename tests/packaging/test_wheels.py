@@ -101,9 +101,16 @@ def test_the_meta_wheel_holds_no_code(wheels):
     assert [entry for entry in names_in(wheels["twinquant"]) if ".dist-info/" not in entry] == []
 
 
-def test_the_onnx_wheel_carries_the_demo(wheels):
-    demo = {Path(entry).name for entry in names_in(wheels["twinquant-onnx"]) if "/demo/" in entry}
-    assert {"digits.onnx", "digits_record.txt", "calibration_digits.npz", "held_out_digits.npz"} <= demo
+@pytest.mark.parametrize(
+    ("distribution", "files"),
+    [
+        ("twinquant-core", {"digits/calibration_digits.npz", "digits/held_out_digits.npz"}),
+        ("twinquant-onnx", {"demo/digits.onnx", "demo/digits_record.txt"}),
+        ("twinquant-caffe", {"demo/digits.prototxt", "demo/digits.caffemodel"}),
+    ],
+)
+def test_the_wheels_carry_the_demo(wheels, distribution, files):
+    assert {f"{PACKAGES[distribution]}/{file}" for file in files} <= set(names_in(wheels[distribution]))
 
 
 def test_the_core_demands_three_packages_only(wheels):
@@ -157,4 +164,4 @@ def test_core_and_onnx_wheels_run_the_demo_without_the_others(wheels, tmp_path):
 
     demo = subprocess.run([*python, "-m", "twinquant", "demo", "--folder", "demo"], **shared).stdout
     assert "simulated deploy" in demo
-    assert (tmp_path / "demo" / "ifmr" / "digits_deploy_model.onnx").exists()
+    assert (tmp_path / "demo" / "onnx" / "ifmr" / "digits_deploy_model.onnx").exists()

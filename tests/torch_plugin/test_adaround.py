@@ -203,7 +203,7 @@ class Digits(nn.Module):
         self.conv2_pointwise = nn.Conv2d(16, 32, 1)
         self.conv3 = nn.Conv2d(32, 32, 3, padding=1, groups=4)
         self.fc1, self.fc2 = nn.Linear(128, 32), nn.Linear(32, 10)
-        model = onnx.load(str(files("twinquant_onnx.demo") / "digits.onnx"))
+        model = onnx.load(str(files("twinquant.digits") / "digits.onnx"))
         arrays = {tensor.name: numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer}
         self.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
 
@@ -225,7 +225,7 @@ def layer_io(model: nn.Module, name: str, x: torch.Tensor) -> tuple[torch.Tensor
 
 @pytest.mark.heavy
 def test_digits_at_four_bits_are_read_better_than_with_nearest_rounding():
-    stored = np.load(str(files("twinquant_onnx.demo") / "held_out_digits.npz"))
+    stored = np.load(str(files("twinquant.digits") / "held_out_digits.npz"))
     images = torch.from_numpy(stored["images"].astype(np.float32) / 16).unsqueeze(1)
     labels = torch.from_numpy(stored["labels"].astype(np.int64))
     seen, unseen, answers = images[:128], images[128:], labels[128:]

@@ -66,7 +66,7 @@ class PaperFramework(Framework):
         return [("nodes", "5"), ("bytes", str(source.stat().st_size))]
 
     def demo(self, folder):
-        folder.mkdir()
+        folder.mkdir(parents=True)
         return [("algorithm", "accuracy", "agree"), ("minmax", "99.00%", "yes")]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from twinquant.cli.parser import build_parser
+from twinquant.errors import CapabilityError
 
 
 def rows(text):
@@ -155,6 +156,22 @@ def test_demo_prints_one_table_and_where_the_files_are(run, registry, tmp_path):
     assert ["algorithm", "accuracy", "agree"] in rows(out)
     assert ["minmax", "99.00%", "yes"] in rows(out)
     assert out.splitlines()[-1] == f"the files are in {tmp_path}/here"
+
+
+def test_demo_leaves_out_what_lacks_a_package_of_its_own_and_says_so(run, registry, monkeypatch, tmp_path):
+    class Poor(type(registry.frameworks["paper"])):
+        name = "poor"
+
+        def demo(self, folder):
+            raise CapabilityError("OpenCV is missing")
+
+    registry.register(Poor())
+    code, out, _ = run("demo", "--folder", tmp_path / "here")
+    assert code == 0
+    assert ["minmax", "99.00%", "yes"] in rows(out)
+    assert "poor demo: left out, OpenCV is missing" in out.splitlines()
+    code, _, err = run("demo", "--folder", tmp_path / "there", "--framework", "poor")
+    assert (code, err) == (1, "twinquant: error: OpenCV is missing\n")
 
 
 def test_demo_without_a_plugin_that_has_one_says_what_to_install(run, monkeypatch, registry):

@@ -42,7 +42,7 @@ def test_a_model_that_does_not_exist_is_the_users_error(run, registry, record, t
 
 
 def test_an_operating_system_error_is_one_paragraph_too(run, registry, tmp_path):
-    (tmp_path / "occupied").mkdir()
+    (tmp_path / "occupied" / "paper").mkdir(parents=True)
     code, _, err = run("demo", "--folder", tmp_path / "occupied")
     assert code == 1
     assert re.fullmatch(r"twinquant: error: .*occupied.*\n", err)

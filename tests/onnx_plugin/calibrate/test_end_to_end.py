@@ -16,6 +16,7 @@ import twinquant
 from .conftest import ifmr, tensors
 
 DIGITS = Path(find_spec("twinquant_onnx").origin).parent / "demo"
+HELD_OUT = Path(find_spec("twinquant").origin).parent / "digits" / "held_out_digits.npz"
 
 
 def test_the_record_is_what_the_definitions_give_with_every_value_at_hand(network, network_file, tmp_path):
@@ -113,7 +114,7 @@ def test_shuffled_and_rebatched_data_give_the_same_record(network, network_file,
 
 @pytest.mark.parametrize("algorithm", ["minmax", "ifmr", "hfmg", "percentile", "mse"])
 def test_int8_reads_the_digits_within_half_a_point_of_float(tmp_path, algorithm):
-    with np.load(DIGITS / "held_out_digits.npz") as digits:
+    with np.load(HELD_OUT) as digits:
         images, labels = digits["images"].astype(np.float32)[:, None] / 16, digits["labels"]
 
     def accuracy(model):

@@ -35,7 +35,7 @@ class CaffeFramework(Framework):
 
     name: ClassVar[str] = "caffe"
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {Capability.CALIBRATE, Capability.VERIFY, Capability.CHECK, Capability.INSPECT}
+        {Capability.CALIBRATE, Capability.VERIFY, Capability.CHECK, Capability.INSPECT, Capability.DEMO}
     )
 
     def recognize(self, source: Any) -> Match:
@@ -161,3 +161,9 @@ class CaffeFramework(Framework):
         from twinquant_caffe.inspection import inspect_net
 
         return inspect_net(source)
+
+    def demo(self, folder: Path) -> Sequence[Sequence[str]]:
+        """Quantize the shipped digits network by every algorithm and measure all models on held-out digits."""
+        from twinquant_caffe.demo import run_demo
+
+        return run_demo(folder)

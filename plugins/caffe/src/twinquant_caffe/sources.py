@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from twinquant.errors import ArgumentError, ModelFileError
 
-__all__ = ["PROTOTXT", "SUFFIXES", "WEIGHTS", "find_pair", "source_files"]
+__all__ = ["PROTOTXT", "SUFFIXES", "WEIGHTS", "find_pair", "partner_paths", "source_files"]
 
 PROTOTXT, WEIGHTS = ".prototxt", ".caffemodel"
 SUFFIXES = frozenset({PROTOTXT, WEIGHTS})
 
 _PARTNER = {PROTOTXT: WEIGHTS, WEIGHTS: PROTOTXT}
+_ENDINGS_OF_TWINS = {PROTOTXT: "_model", WEIGHTS: "_weights"}
 _MOST_NAMES = 5
 
 
@@ -34,7 +36,7 @@ def source_files(source: Any) -> tuple[Path, ...]:
 
 
 def find_pair(source: Any) -> tuple[Path, Path]:
-    """Return the prototxt and the caffemodel of a source; of one file alone, the partner of the same stem.
+    """Return the prototxt and the caffemodel of a source; of one file alone, its partner.
 
     Raises:
         ArgumentError: the source is neither a file nor a pair.
@@ -52,6 +54,19 @@ def find_pair(source: Any) -> tuple[Path, Path]:
     return files[0], files[1]
 
 
+def partner_paths(path: Path) -> Sequence[Path]:
+    """Return where the caffemodel of a prototxt may lie, or the prototxt of a caffemodel, the best place first.
+
+    The stem is the same, or those of a twin: `<prefix>_deploy_model.prototxt` and `<prefix>_deploy_weights.caffemodel`.
+    """
+    suffix = path.suffix.lower()
+    other, ending = _PARTNER[suffix], _ENDINGS_OF_TWINS[suffix]
+    places = [path.with_suffix(other)]
+    if path.stem.endswith(ending):
+        places.insert(0, path.with_name(path.stem.removesuffix(ending) + _ENDINGS_OF_TWINS[other] + other))
+    return places
+
+
 def _with_partner(path: Path) -> tuple[Path, ...]:
     suffix = path.suffix.lower()
     if suffix not in _PARTNER:
@@ -59,7 +74,8 @@ def _with_partner(path: Path) -> tuple[Path, ...]:
             f"{str(path)!r} is neither a {PROTOTXT} nor a {WEIGHTS} file; give the net as a pair of paths"
         )
     _require_file(path)
-    partner = path.with_suffix(_PARTNER[suffix])
+    partners = partner_paths(path)
+    partner = next((partner for partner in partners if partner.is_file()), partners[-1])
     if not partner.is_file():
         kind = "prototxt" if suffix == WEIGHTS else "caffemodel"
         others = sorted(entry.name for entry in path.parent.glob(f"*{partner.suffix}"))[:_MOST_NAMES]

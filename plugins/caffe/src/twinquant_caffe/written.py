@@ -16,9 +16,10 @@ import numpy.typing as npt
 from twinquant.errors import ModelFileError
 from twinquant.wire import LENGTH_DELIMITED, VARINT, WireError, fields, read_varint
 from twinquant_caffe.prototxt import Message, parse_prototxt
+from twinquant_caffe.sources import PROTOTXT, partner_paths
 from twinquant_caffe.values import BLOCK, DATA, DOUBLE_DATA, INT8_DATA, INT32_DATA, UINT64_DATA
 
-__all__ = ["FIELD_NAMES", "WrittenBlob", "WrittenLayer", "WrittenTwin", "caffemodel_of", "read_written"]
+__all__ = ["FIELD_NAMES", "WrittenBlob", "WrittenLayer", "WrittenTwin", "read_written"]
 
 FIELD_NAMES = {
     DATA: "data",
@@ -139,22 +140,15 @@ class WrittenTwin:
         return next((stored.blobs for stored in self.stored if stored.name == layer), ())
 
 
-def caffemodel_of(prototxt: Path) -> Path:
-    """Return the caffemodel that belongs to a prototxt by its name.
-
-    Raises:
-        ModelFileError: there is none.
-    """
-    stem = prototxt.name.removesuffix(".prototxt")
-    names = [f"{stem}.caffemodel"]
-    if stem.endswith("_model"):
-        names.insert(0, f"{stem.removesuffix('_model')}_weights.caffemodel")
-    for name in names:
-        if (prototxt.parent / name).is_file():
-            return prototxt.parent / name
-    raise ModelFileError(
-        f"the caffemodel of {str(prototxt)!r} is missing: {' or '.join(map(repr, names))} is expected beside it"
-    )
+def _caffemodel_of(prototxt: Path) -> Path:
+    if prototxt.suffix.lower() != PROTOTXT:
+        raise ModelFileError(f"{str(prototxt)!r}: give the {PROTOTXT} file; its caffemodel is found beside it")
+    places = partner_paths(prototxt)
+    for place in places:
+        if place.is_file():
+            return place
+    names = " or ".join(repr(place.name) for place in places)
+    raise ModelFileError(f"the caffemodel of {str(prototxt)!r} is missing: {names} is expected beside it")
 
 
 def read_written(prototxt: Path, caffemodel: Path | None = None) -> WrittenTwin:
@@ -168,7 +162,7 @@ def read_written(prototxt: Path, caffemodel: Path | None = None) -> WrittenTwin:
         ModelFileError: a file is missing, cannot be read or is damaged.
     """
     message = parse_prototxt(prototxt)
-    path = caffemodel_of(prototxt) if caffemodel is None else caffemodel
+    path = _caffemodel_of(prototxt) if caffemodel is None else caffemodel
     try:
         # The wire format is walked over a map of the file, of which only the fields' headers are touched.
         stored = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)

@@ -1,6 +1,6 @@
-"""The shipped example: a network trained on real handwritten digits, with a record, calibration and held-out digits.
+"""The shipped example: a network trained on real handwritten digits, with a record of its layers.
 
-`examples/digits` of the repository holds the scripts that made the files and says where the digits come from.
+`examples/digits` of the repository holds the scripts that made the files.
 """
 
 from __future__ import annotations

@@ -1,0 +1,10 @@
+"""The shipped example: a network trained on real handwritten digits, its BatchNorms not yet folded.
+
+`examples/digits` of the repository holds the scripts that made the files.
+"""
+
+from __future__ import annotations
+
+from twinquant_caffe.demo.accuracy import run_demo
+
+__all__ = ["run_demo"]
