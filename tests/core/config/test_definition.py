@@ -120,17 +120,60 @@ def test_what_a_block_leaves_out_has_its_default_whatever_the_common_block_says(
     assert (config.layers["body"].weight.num_bits, config.layers["fc"].weight.num_bits) == (8, 4)
 
 
-def test_asymmetric_alone_is_taken_from_the_common_block_of_the_same_algorithm(create):
+LAYER_BLOCKS = """
+    override_layer_configs { layer_name: "stem" calibration_config { ifmr_quantize { search_step: 0.02 } } }
+    override_layer_configs { layer_name: "body" calibration_config { hfmg_quantize { } } }
+    override_layer_configs { layer_name: "fc" calibration_config { ifmr_quantize { asymmetric: true } } }
+"""
+
+
+@pytest.mark.parametrize(
+    "wider",
+    [
+        "activation_offset: false",
+        "common_config { ifmr_quantize { asymmetric: false } }",
+        """override_layer_types { layer_type: "Conv" calibration_config { ifmr_quantize { asymmetric: false } } }
+           override_layer_types { layer_type: "Gemm" calibration_config { ifmr_quantize { asymmetric: false } } }""",
+    ],
+    ids=["activation_offset", "common", "type"],
+)
+def test_asymmetric_is_taken_from_the_narrowest_block_that_says_it_whatever_the_algorithm(create, wider):
+    config = create(wider + LAYER_BLOCKS)
+    found = {name: config.layers[name].activation.asymmetric for name in ("stem", "body", "fc")}
+    assert found == {"stem": False, "body": False, "fc": True}
+
+
+def test_the_type_says_more_about_asymmetric_than_the_common_block(create):
     config = create(
         """
-        activation_offset: true
-        common_config { ifmr_quantize { asymmetric: false } }
-        override_layer_configs { layer_name: "stem" calibration_config { ifmr_quantize { search_step: 0.02 } } }
-        override_layer_configs { layer_name: "body" calibration_config { hfmg_quantize { } } }
+        common_config { hfmg_quantize { asymmetric: false } }
+        override_layer_types { layer_type: "Conv" calibration_config { ifmr_quantize { asymmetric: true } } }
+        override_layer_configs { layer_name: "stem" calibration_config { hfmg_quantize { } } }
         """
     )
-    assert not config.layers["stem"].activation.asymmetric
-    assert config.layers["body"].activation.asymmetric
+    assert config.layers["stem"].activation.asymmetric
+    assert not config.layers["fc"].activation.asymmetric
+
+
+@pytest.mark.parametrize(
+    ("skipping", "block", "path"),
+    [
+        (
+            'skip_layers: "stem"',
+            'override_layer_configs { layer_name: "stem"',
+            "$.override_layer_configs[0].layer_name",
+        ),
+        (
+            'skip_layer_types: "Conv"',
+            'override_layer_types { layer_type: "Conv"',
+            "$.override_layer_types[0].layer_type",
+        ),
+    ],
+)
+def test_a_block_for_what_is_skipped_is_a_contradiction(create, skipping, block, path):
+    with pytest.raises(ConfigError, match="is skipped by") as caught:
+        create(f"{skipping} {block} calibration_config {{ ifmr_quantize {{ }} }} }}")
+    assert caught.value.path == path
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_the_order_of_keys_is_the_vendors(layers, tmp_path):
     ]
     stem = content["stem"]
     assert list(stem) == ["quant_enable", "dmq_balancer_param", "activation_quant_params", "weight_quant_params"]
-    assert list(stem["activation_quant_params"]) == ["num_bits", "act_algo", "asymmetric", "num_of_bins"]
+    assert list(stem["activation_quant_params"]) == ["num_bits", "act_algo", "num_of_bins", "asymmetric"]
     assert list(stem["weight_quant_params"]) == [
         "num_bits",
         "reg_param",

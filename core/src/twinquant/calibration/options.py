@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal
 
 from twinquant.config.parameters import ACTIVATION_DEFAULTS, BIN_COUNTS
@@ -56,7 +57,8 @@ class ObserverOptions:
         first, last = self.search_range
         if not 0.0 < first < last:
             raise ArgumentError(f"search_range: got {self.search_range!r}, expected two rising positive factors")
-        if not 0.0 < self.search_step <= last - first:
+        # The settings are decimal numbers: in binary, 1.0 - 0.9 is smaller than 0.1.
+        if not 0 < Decimal(str(self.search_step)) <= Decimal(str(last)) - Decimal(str(first)):
             raise ArgumentError(
                 f"search_step: got {self.search_step!r}, expected a positive step of at most {last - first:g}, the "
                 f"length of search_range {self.search_range!r}"

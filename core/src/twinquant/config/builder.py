@@ -6,6 +6,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,8 @@ def _build(
     if "skip_fusion_layers" in general:
         model.check_fusible(general["skip_fusion_layers"])
     sources = (below, definition, above)
+    for source in sources:
+        _refuse_skipped_blocks(source)
     skipped = model.skipped(
         [setting for source in sources for setting in source.skip_layers],
         [setting for source in sources for setting in source.skip_layer_types],
@@ -106,7 +109,8 @@ def _build(
         model.check_type(type_name)
     config = QuantConfig(**{name: setting.value for name, setting in general.items()})
     for layer in model.quantizable.values():
-        settings = named[0].get(layer.name) or _of_type(layer, definition) or definition.common
+        blocks = [named[0].get(layer.name), _of_type(layer, definition), definition.common]
+        settings = _most_specific([block for block in blocks if block is not None])
         settings = _merge(_merge(settings, above.common), named[1].get(layer.name))
         enabled = unnamed_enabled and layer.name not in skipped
         if settings.quant_enable is not None:
@@ -193,6 +197,24 @@ class _Model:
         return {block.name.value: block.settings for block in definition.layers}
 
 
+def _refuse_skipped_blocks(source: Definition) -> None:
+    """Refuse a block for a layer, or for a type, that the same configuration skips."""
+    skipped = {setting.value: setting for setting in source.skip_layers}
+    for block in source.layers:
+        enable = block.settings.quant_enable
+        switched_off = enable is not None and not enable.value
+        if block.name.value in skipped and not switched_off:
+            where = skipped[block.name.value].origin.path
+            raise block.name.error(f"{block.name.value!r} is skipped by {where}; remove it from one of the two")
+    types = {setting.value: setting for setting in source.skip_layer_types}
+    for block in source.types:
+        if block.name.value in types:
+            where = types[block.name.value].origin.path
+            raise block.name.error(
+                f"the type {block.name.value!r} is skipped by {where}; remove it from one of the two"
+            )
+
+
 def _of_type(layer: LayerInfo, definition: Definition) -> LayerSettings | None:
     meant = [block for block in definition.types if is_of_type(layer, block.name.value)]
     if len(meant) > 1:
@@ -202,6 +224,18 @@ def _of_type(layer: LayerInfo, definition: Definition) -> LayerSettings | None:
             f"{layer.name!r}; remove one of the two"
         )
     return meant[0].settings if meant else None
+
+
+def _most_specific(blocks: Sequence[LayerSettings]) -> LayerSettings:
+    """Return the first block, which stands for itself but for `asymmetric`: that of the first block that has it counts.
+
+    The order of precedence of `asymmetric` is layer, type, common block, activation_offset.
+    """
+    first = blocks[0]
+    asymmetric = next((block.activation["asymmetric"] for block in blocks if "asymmetric" in block.activation), None)
+    if asymmetric is None:
+        return first
+    return replace(first, activation={**first.activation, "asymmetric": asymmetric})
 
 
 def _merge(below: LayerSettings, above: LayerSettings | None) -> LayerSettings:

@@ -45,7 +45,7 @@ def read_definition(path: Path) -> Definition:
     """Read a simplified configuration.
 
     A block of a layer or of a type stands for itself: what it leaves out has its default, whatever the common block
-    says. Only `asymmetric` is taken from the common block where both use the same algorithm.
+    says. Only `asymmetric` is looked up in all of them, which is done where layers are known.
 
     Raises:
         ConfigError: the file is missing or no text, has an unknown field, or a value that is not allowed.
@@ -57,16 +57,13 @@ def read_definition(path: Path) -> Definition:
         text_format.Parse(text, message)
     except text_format.ParseError as error:
         raise _syntax_error(error, text, origin) from error
-    common = _layer_settings(message.common_config, origin.at("common_config"))
     return Definition(
         general=_general(message, origin),
         skip_layers=_names(message, "skip_layers", origin),
         skip_layer_types=_names(message, "skip_layer_types", origin),
-        common=common,
-        types=_overrides(message, "override_layer_types", "layer_type", Origin(path.name, scope=Scope.TYPE), common),
-        layers=_overrides(
-            message, "override_layer_configs", "layer_name", Origin(path.name, scope=Scope.LAYER), common
-        ),
+        common=_layer_settings(message.common_config, origin.at("common_config")),
+        types=_overrides(message, "override_layer_types", "layer_type", Origin(path.name, scope=Scope.TYPE)),
+        layers=_overrides(message, "override_layer_configs", "layer_name", Origin(path.name, scope=Scope.LAYER)),
     )
 
 
@@ -83,7 +80,7 @@ def _names(message: Any, field: str, origin: Origin) -> tuple[Setting, ...]:
     return tuple(Setting(name, origin.at(field)) for name in getattr(message, field))
 
 
-def _overrides(message: Any, field: str, key: str, origin: Origin, common: LayerSettings) -> tuple[NamedSettings, ...]:
+def _overrides(message: Any, field: str, key: str, origin: Origin) -> tuple[NamedSettings, ...]:
     found: list[NamedSettings] = []
     for index, block in enumerate(getattr(message, field)):
         here = Origin(origin.source, f"$.{field}[{index}]", origin.scope)
@@ -94,20 +91,8 @@ def _overrides(message: Any, field: str, key: str, origin: Origin, common: Layer
         if any(other.name.value == name.value for other in found):
             raise name.error(f"{name.value!r} has a {field} block already; join the two")
         settings = _layer_settings(block.calibration_config, here.at("calibration_config"))
-        found.append(NamedSettings(name, _with_common_asymmetric(settings, common)))
+        found.append(NamedSettings(name, settings))
     return tuple(found)
-
-
-def _with_common_asymmetric(settings: LayerSettings, common: LayerSettings) -> LayerSettings:
-    asymmetric = common.activation.get("asymmetric")
-    algorithm = ACTIVATION.algorithm_of(settings.activation) or ACTIVATION.default
-    if asymmetric is None or algorithm != ACTIVATION.algorithm_of(common.activation):
-        return settings
-    return LayerSettings(
-        {"asymmetric": asymmetric, **settings.activation},
-        settings.weight,
-        dmq_balancer_param=settings.dmq_balancer_param,
-    )
 
 
 def _layer_settings(message: Any, origin: Origin) -> LayerSettings:

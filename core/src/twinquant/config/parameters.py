@@ -193,8 +193,8 @@ ACTIVATION = Group(
         ),
         "search_step": Parameter("a number above 0", lambda value: _is_number(value) and value > 0, float),
         "act_algo": _one_of("ifmr", "hfmg", "minmax", "percentile", "entropy", "mse"),
-        "asymmetric": _BOOL,
         "num_of_bins": _one_of(*BIN_COUNTS),
+        "asymmetric": _BOOL,
     },
     algorithm="act_algo",
     own={

@@ -8,9 +8,9 @@ from difflib import get_close_matches
 
 import numpy as np
 
-from twinquant.errors import RecordFileError, RecordLayerError
+from twinquant.errors import RecordFileError, RecordLayerError, RecordValueError
 from twinquant.numerics import dequant_scale, float16_scale
-from twinquant.plan.factors import Factors, check_factors
+from twinquant.plan.factors import Factors, check_factors, missing_factors
 from twinquant.plan.insertion import (
     ActivationQuant,
     BiasQuant,
@@ -53,10 +53,9 @@ def build_plan(records: RecordSet, layers: Sequence[LayerInfo], framework: str) 
     by_name: dict[str, list[LayerInfo]] = {}
     for layer in layers:
         by_name.setdefault(layer.name, []).append(layer)
-    factors = {}
-    for record in records:
-        layer = _layer_of(record, by_name, records.source)
-        factors[layer.name] = check_factors(record, layer, framework, records.source)
+    named = [(record, _layer_of(record, by_name, records.source)) for record in records]
+    _refuse_incomplete(named, framework, records.source)
+    factors = {layer.name: check_factors(record, layer, framework, records.source) for record, layer in named}
 
     owners: dict[tuple[str, float, int, int], str] = {}
     planned: list[LayerPlan] = []
@@ -93,6 +92,21 @@ def _layer_of(record: LayerRecord, by_name: dict[str, list[LayerInfo]], source: 
     if layer.refusal is not None or layer.kind is None:
         raise error(f"the {layer.op_type} layer cannot be quantized: {_reason(layer)}; remove the record")
     return layer
+
+
+def _refuse_incomplete(named: Sequence[tuple[LayerRecord, LayerInfo]], framework: str, source: str) -> None:
+    """Tell of all records that lack factors at once; of a single one, `check_factors` tells more."""
+    missing = {record.key: missing_factors(record, layer, framework) for record, layer in named}
+    lacking = {key: fields for key, fields in missing.items() if fields}
+    if len(lacking) < 2:
+        return
+    listed = [f"{key} ({', '.join(fields)})" for key, fields in lacking.items()]
+    raise RecordValueError(
+        f"{source}: {len(lacking)} records lack factors: "
+        f"{'; '.join(listed)}. Calibration has not "
+        "finished: run the batch_num forward passes first, or remove a record to leave its layer unquantized",
+        key=next(iter(lacking)),
+    )
 
 
 def _reason(layer: LayerInfo) -> str:

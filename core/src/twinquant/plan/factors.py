@@ -14,7 +14,7 @@ from twinquant.plan.layer import LayerInfo
 from twinquant.plan.rules import FRAMEWORK_RULES, KIND_RULES, FrameworkRules, KindRules
 from twinquant.records import LayerRecord
 
-__all__ = ["Factors", "check_factors"]
+__all__ = ["Factors", "check_factors", "missing_factors"]
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -58,6 +58,17 @@ class Factors:
     scale_r: Float32Array | None = None
 
 
+def missing_factors(record: LayerRecord, layer: LayerInfo, framework: str) -> tuple[str, ...]:
+    """Return the fields that a layer needs and its record lacks, in the order in which records have them.
+
+    Args:
+        record: the record.
+        layer: the layer; its `kind` is not None.
+        framework: name of the framework.
+    """
+    return tuple(name for name in _needed(*_rules(layer, framework)) if _absent(getattr(record, name)))
+
+
 def check_factors(record: LayerRecord, layer: LayerInfo, framework: str, source: str) -> Factors:
     """Check a record against the layer it names.
 
@@ -70,15 +81,22 @@ def check_factors(record: LayerRecord, layer: LayerInfo, framework: str, source:
     Raises:
         RecordValueError: a factor is absent, superfluous, of the wrong length, out of range or of an unknown type.
     """
-    if layer.kind is None:
-        raise ValueError(f"layer {layer.name!r} has no kind: it cannot be quantized")
-    check = _Check(
-        record, layer, KIND_RULES[layer.kind], FRAMEWORK_RULES.get(framework, FrameworkRules()), framework, source
-    )
+    check = _Check(record, layer, *_rules(layer, framework), framework, source)
     check.complete()
     check.lengths()
     check.ranges()
     return check.typed()
+
+
+def _rules(layer: LayerInfo, framework: str) -> tuple[KindRules, FrameworkRules]:
+    if layer.kind is None:
+        raise ValueError(f"layer {layer.name!r} has no kind: it cannot be quantized")
+    return KIND_RULES[layer.kind], FRAMEWORK_RULES.get(framework, FrameworkRules())
+
+
+def _needed(kind: KindRules, rules: FrameworkRules) -> tuple[str, ...]:
+    weight = ("scale_w", "offset_w") if kind.weighted or rules.pooling_has_weight_factors else ()
+    return ("scale_d", "offset_d", *weight, *(("scale_h", "offset_h", "scale_r", "offset_r") if kind.gates else ()))
 
 
 class _Check:
@@ -102,11 +120,7 @@ class _Check:
 
     def complete(self) -> None:
         record = self.record
-        needed = ["scale_d", "offset_d"]
-        if self.weighted:
-            needed += ["scale_w", "offset_w"]
-        if self.kind.gates:
-            needed += ["scale_h", "offset_h", "scale_r", "offset_r"]
+        needed = _needed(self.kind, self.rules)
         missing = [name for name in needed if _absent(getattr(record, name))]
         if missing:
             what = "the record is empty" if len(missing) == len(needed) else "missing"
