@@ -58,6 +58,7 @@ def calibrate(
     framework: str | None = None,
     workers: int | Executor = 1,
     resume: bool = True,
+    allow_constant: bool = False,
     progress: Callable[[str, float], None] | None = None,
     **framework_options: Any,
 ) -> RecordSet:
@@ -81,6 +82,8 @@ def calibrate(
             Dask client. The result is the same, bit for bit.
         resume: keep the state in a file beside the record, `<record_file>.unfinished`, and go on from there if an
             earlier run of the same calibration was cut off.
+        allow_constant: go on, with a warning, where every value of an activation is the same: such a layer has no
+            range, and its factors say little.
         progress: called with what happens next and the fraction that is done, 0 to 1.
         **framework_options: settings that only the model's framework knows; its documentation lists them.
 
@@ -92,7 +95,7 @@ def calibrate(
         PluginError: no plugin, or more than one, can handle the model, or the plugin cannot calibrate.
         ConfigError: the configuration is wrong or does not fit the model.
         DataError: the data is missing, broken, too short, or does not fit the model.
-        CalibrationError: activations are NaN or infinite, or give no factors.
+        CalibrationError: activations are NaN, infinite or all the same, or give no factors.
         ModelError: the model is damaged or unsupported, or a weight cannot be quantized.
         OutputError: the record cannot be written there.
     """
@@ -104,7 +107,7 @@ def calibrate(
     _check_outputs(outputs, (model, data, config))
     chosen = select_framework(model, framework).with_options(framework_options)
     state_file = path.with_name(path.name + _STATE_ENDING) if resume else None
-    request = Request(model, data, config, batch_num, options or DataOptions(), workers, state_file)
+    request = Request(model, data, config, batch_num, options or DataOptions(), workers, state_file, allow_constant)
     calibrated = run_calibration(chosen, request, tell)
     _check_outputs(outputs, calibrated.inputs)
     if prepared_model is not None:
@@ -136,6 +139,7 @@ def quantize(
     framework: str | None = None,
     workers: int | Executor = 1,
     resume: bool = True,
+    allow_constant: bool = False,
     durable: bool = False,
     progress: Callable[[str, float], None] | None = None,
     **framework_options: Any,
@@ -155,6 +159,7 @@ def quantize(
         framework: as for `calibrate`.
         workers: as for `calibrate`.
         resume: as for `calibrate`; the state's file is `<prefix>_record.txt.unfinished`.
+        allow_constant: as for `calibrate`.
         durable: wait until the disk has everything, so that a power loss cannot undo the save.
         progress: called with what happens next and the fraction that is done, 0 to 1.
         **framework_options: settings that only the model's framework knows; its documentation lists them.
@@ -172,7 +177,7 @@ def quantize(
     chosen = select_framework(model, framework).with_options(framework_options)
     record_name = f"{target.prefix}_record.txt" if target.prefix else "record.txt"
     state_file = target.folder / (record_name + _STATE_ENDING) if resume else None
-    request = Request(model, data, config, batch_num, options or DataOptions(), workers, state_file)
+    request = Request(model, data, config, batch_num, options or DataOptions(), workers, state_file, allow_constant)
     calibrated = run_calibration(chosen, request, lambda what, done: tell(what, 0.8 * done))
     for warning in calibrated.plan.warnings:
         _log.warning(warning)

@@ -260,6 +260,10 @@ def test_options_outside_their_range_are_an_error_that_names_them(wrong):
         ObserverOptions(**wrong)
 
 
+def test_a_step_as_long_as_the_range_is_allowed():
+    assert ObserverOptions(search_range=(0.9, 1.0), search_step=0.1).search_step == 0.1  # 1.0 - 0.9 < 0.1 in binary
+
+
 @every_algorithm
 def test_the_state_does_not_grow_with_the_data(algorithm):
     sizes = []

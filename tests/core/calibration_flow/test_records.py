@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import twinquant
-from twinquant.errors import CapabilityError, ConfigError, DataError, OutputPathError
+from twinquant.errors import ArgumentError, CalibrationError, CapabilityError, ConfigError, DataError, OutputPathError
 from twinquant.records import parse_record_file
 from twinquant.registry import ModelInput
 
@@ -133,7 +133,7 @@ def test_batches_of_another_size_and_order_give_the_same_bytes(toy, model, batch
 @pytest.mark.parametrize("algorithm", ["minmax", "ifmr", "hfmg", "percentile", "entropy", "mse"])
 def test_a_constant_activation_gives_a_record_that_represents_it(toy, model, algorithm, value):
     data = [np.full((10, 3), value, np.float32)] * 2
-    record = calibrate(model, data, {"activation_algorithm": algorithm}, batch_num=2)["b"]
+    record = calibrate(model, data, {"activation_algorithm": algorithm}, batch_num=2, allow_constant=True)["b"]
     grid = (np.arange(-128, 128) - record.offset_d) * record.scale_d
     assert np.abs(grid - value).min() <= record.scale_d
     assert record.scale_d > 0
@@ -141,10 +141,19 @@ def test_a_constant_activation_gives_a_record_that_represents_it(toy, model, alg
 
 @pytest.mark.parametrize("value", [0.0, 3.5])
 @pytest.mark.parametrize("algorithm", ["minmax", "ifmr", "hfmg"])
-def test_a_constant_activation_is_a_warning_that_names_layer_and_value(toy, model, caplog, algorithm, value):
+def test_a_constant_activation_is_an_error_that_names_layer_and_value(toy, model, algorithm, value):
+    data = [np.full((10, 3), value, np.float32)] * 2
+    with pytest.raises(CalibrationError, match=rf"in all 2 batches.*: layers 'a', 'b': {value:g}\. .*allow_constant"):
+        calibrate(model, data, {"activation_algorithm": algorithm}, batch_num=2)
+    assert not model.with_name("record.txt").exists()
+
+
+@pytest.mark.parametrize("value", [0.0, 3.5])
+@pytest.mark.parametrize("algorithm", ["minmax", "ifmr", "hfmg"])
+def test_a_constant_activation_that_is_allowed_is_a_warning(toy, model, caplog, algorithm, value):
     data = [np.full((10, 3), value, np.float32)] * 2
     with caplog.at_level(logging.WARNING):
-        calibrate(model, data, {"activation_algorithm": algorithm}, batch_num=2)
+        calibrate(model, data, {"activation_algorithm": algorithm}, batch_num=2, allow_constant=True)
     assert f"layers 'a', 'b': every value of the activation is {value:g}, in all 2 batches" in caplog.text
 
 
@@ -281,10 +290,12 @@ def test_training_the_rounding_is_an_error_that_names_the_layer(toy, model, batc
     assert toy.runs == []
 
 
-@pytest.mark.parametrize("option", ["batch_num", "workers"])
-def test_numbers_below_one_are_an_error(toy, model, batches, option):
-    with pytest.raises(twinquant.TwinQuantError, match=f"{option}: must be above 0, got 0"):
-        calibrate(model, batches, **{option: 0})
+@pytest.mark.parametrize(
+    ("option", "value"), [("batch_num", 0), ("batch_num", 1.5), ("batch_num", "3"), ("batch_num", True), ("workers", 0)]
+)
+def test_impossible_numbers_are_an_error(toy, model, batches, option, value):
+    with pytest.raises(ArgumentError, match=rf"{option}: must be (a whole number )?above 0, got {value!r}"):
+        calibrate(model, batches, **{option: value})
 
 
 def test_a_plugin_that_cannot_calibrate_is_an_error(toy, model, batches):

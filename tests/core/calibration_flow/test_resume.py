@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
+import numpy as np
 import pytest
 
 import twinquant
-from twinquant.errors import DataError
+from twinquant.errors import DataError, ModelContentError
 
 ALGORITHMS = ["minmax", "ifmr", "hfmg"]
 
@@ -106,13 +109,36 @@ def test_the_state_of_another_calibration_is_not_used(toy, model, batches, recor
     assert not state.exists()
 
 
-def test_other_data_than_before_is_an_error(toy, model, batches, record):
+@pytest.mark.parametrize("algorithm", ["minmax", "hfmg"])
+@pytest.mark.parametrize(("number_of_pass", "batch"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize("make", [list, iter], ids=["list", "generator"])
+@pytest.mark.parametrize("workers", [1, ThreadPoolExecutor], ids=["here", "in workers"])
+def test_with_other_data_than_before_calibration_starts_anew(
+    toy, model, batches, record, algorithm, number_of_pass, batch, make, workers, caplog
+):
+    if (algorithm, number_of_pass) == ("minmax", 2):
+        number_of_pass, batch = 1, 4
+    settings = {"config": {"activation_algorithm": algorithm}, "batch_num": 4}
     with pytest.raises(CutOff):
-        twinquant.calibrate(model, batches, record, batch_num=4, progress=cut_off(1, 2))
-    other = [batches[0], batches[1] + 1, *batches[2:]]
-    with pytest.raises(DataError, match=r"batch 2 is not what it was in an earlier pass.*resume=False"):
-        twinquant.calibrate(model, other, record, batch_num=4)
-    assert list(twinquant.calibrate(model, other, record, batch_num=4, resume=False).records) == ["a", "b"]
+        twinquant.calibrate(model, make(batches), record, **settings, progress=cut_off(number_of_pass, batch))
+    other = [batches[0], batches[1] * 100, *batches[2:]]
+    with ExitStack() as stack:
+        engine = workers if workers == 1 else stack.enter_context(workers(2))
+        twinquant.calibrate(model, make(other), record, **settings, workers=engine)
+    assert "data: batch 2 is not the one that the calibration which was cut off saw" in caplog.text
+    found = record.read_bytes()
+    twinquant.calibrate(model, other, record, **settings, resume=False)
+    assert record.read_bytes() == found
+
+
+def test_weights_that_cannot_be_quantized_are_told_of_before_the_data_is_read(toy, model, batches, record):
+    weight = toy.load(model)["a"]
+    spoiled = weight.copy()
+    spoiled[1, 0] = np.nan
+    toy.load = lambda source: {"a": weight, "b": spoiled}
+    with pytest.raises(ModelContentError, match="layer 'b'"):
+        twinquant.calibrate(model, batches, record, batch_num=4)
+    assert toy.runs == []
 
 
 def test_a_damaged_state_is_a_warning_and_a_new_start(toy, model, batches, record, state, caplog):

@@ -173,10 +173,14 @@ def test_what_is_no_data_is_an_error(opened, vector, data, error, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size: must be above 0, got 0"),
+        ({"batch_size": 0}, "batch_size: must be a whole number above 0, got 0"),
+        ({"batch_size": 2.0}, "batch_size: must be a whole number above 0, got 2.0"),
+        ({"mean": (1.0, float("nan"))}, "mean: must be a finite number"),
+        ({"mean": "120"}, "mean: must be a finite number"),
         ({"std": (1.0, 0.0, 1.0)}, "std: must be numbers above 0"),
         ({"layout": "NCWH"}, "layout: must be one of NCHW, NHWC, got 'NCWH'"),
         ({"size": (0, 4)}, "size: must be"),
+        ({"size": 8}, "size: must be"),
     ],
 )
 def test_impossible_options_are_an_error(opened, vector, options, message):

@@ -176,3 +176,16 @@ def test_without_pillow_the_error_says_what_to_install(opened, folder, picture_i
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ArgumentError, match=re.escape("pip install 'twinquant-core[images]'")):
         opened(folder, [picture_input])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_of_16_bits_keeps_its_grays(opened, tmp_path, channels):
+    values = np.arange(0, 65536, 65535 // 255, dtype=np.uint16).reshape(16, 16)
+    image.fromarray(values).save(tmp_path / "deep.png")
+    given = opened(tmp_path, [ModelInput("x", "float32", (1, channels, 16, 16))]).batch(0)["x"]
+    np.testing.assert_array_equal(given, np.tile(np.arange(256, dtype=np.float32).reshape(16, 16), (1, channels, 1, 1)))
+
+
+def test_one_mean_and_one_std_need_no_tuple(opened, folder, picture_input):
+    given = opened(folder, [picture_input], mean=100.0, std=2).batch(0)["x"]
+    np.testing.assert_array_equal(given[0], (pixels(0).astype(np.float32).transpose(2, 0, 1) - 100) / 2)

@@ -138,6 +138,30 @@ def test_the_final_configuration_switches_the_float_layers_off(search):
     assert [content[name]["quant_enable"] for name in ("first", "second", "third")] == [True, False, True]
 
 
+def test_an_evaluator_that_fails_leaves_the_best_trial_and_the_report_behind(search, tmp_path):
+    class Failing(Evaluator):
+        def evaluate(self, model_file):
+            if len(self.evaluated) == 3:  # the original, everything quantized, "second" in float
+                raise RuntimeError("the disk is full")
+            return super().evaluate(model_file)
+
+    class OneMore:
+        def initialize(self, similarities):
+            self.answers = iter([["second"], ["first"]])
+
+        def update_quant_config(self, verdict):
+            in_float = next(self.answers)
+            layers = {name: name not in in_float for name in ("first", "second", "third")}
+            return {"stop_flag": False, "roll_back_config": layers}
+
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        search(Failing(0.1), strategy=OneMore())
+    assert list(parse_record_file(tmp_path / "record.txt").records) == ["first", "third"]
+    assert [trial["best"] for trial in report(tmp_path)["trials"]] == [False, True]
+    content = json.loads((tmp_path / "out" / FINAL_CONFIG).read_text())
+    assert [content[name]["quant_enable"] for name in ("first", "second", "third")] == [True, False, True]
+
+
 def test_all_layers_are_quantized_where_that_is_accurate_enough(search):
     evaluator = Evaluator(10.0)
     folder = search(evaluator)

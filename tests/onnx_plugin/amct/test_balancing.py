@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 
 import twinquant
-from twinquant.errors import ArgumentError, ConfigError, UnsupportedModelError
+from twinquant.errors import ArgumentError, ConfigError, RecordValueError, UnsupportedModelError
 from twinquant.records import parse_record_file
 from twinquant_onnx import amct
 
@@ -70,6 +70,25 @@ def test_the_modified_model_computes_the_float_results_with_balanced_weights(bal
     data = kit.batches(spread=8.0)
     expected = ort.InferenceSession(str(balanced / "model.onnx")).run(None, {"x": data[0]})[0]
     np.testing.assert_allclose(kit.run_all(balanced / "modified.onnx", data)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("tensor_balance_factor: ", "tensor_balance_factor: 1 tensor_balance_factor: ", "6 values.*3 input channels"),
+        ("tensor_balance_factor: ", "tensor_balance_factor: 0 # ", r"must be in \[2\^-23, 2\^23\], got 0"),
+    ],
+    ids=["too many", "zero"],
+)
+def test_impossible_factors_of_the_record_are_refused(balancing, kit, old, new, message):
+    kit.run_all(balancing / "balancing.onnx", kit.batches(spread=8.0))
+    record = balancing / "record.txt"
+    first, _, rest = record.read_text().partition("}\n}")
+    assert first.count(old) == 3
+    record.write_text(first.replace(old, new) + "}\n}" + rest)
+    with pytest.raises(RecordValueError, match=message):
+        amct.quantize_model(balancing / "config.json", balancing / "model.onnx", balancing / "modified.onnx", record)
+    assert not (balancing / "modified.onnx").exists()
 
 
 def test_the_record_keeps_the_factors_until_the_batches_are_seen(balanced):

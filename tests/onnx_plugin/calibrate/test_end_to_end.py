@@ -12,6 +12,7 @@ import onnxruntime as ort
 import pytest
 
 import twinquant
+from twinquant.cli import main
 
 from .conftest import ifmr, tensors
 
@@ -185,3 +186,20 @@ def test_a_wrong_option_is_wrong_usage(option, value, capsys):
 
     assert main(["quantize", "model.onnx", "--data", "d", "--save-path", "out", option, value]) == 2
     assert option in capsys.readouterr().err
+
+
+def test_a_folder_of_pictures_on_the_command_line_gives_the_record_of_the_same_arrays(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    with np.load(HELD_OUT) as digits:
+        images = digits["images"][:12] * np.uint8(15)
+    (tmp_path / "pictures").mkdir()
+    for number, pixels in enumerate(images):
+        image.fromarray(pixels).save(tmp_path / "pictures" / f"{number:02d}.png")
+    target = tmp_path / "out" / "digits"
+    command = ["quantize", str(DIGITS / "digits.onnx"), "--data", str(tmp_path / "pictures"), "--mean", "20"]
+    assert main([*command, "--std", "60.5", "--batches", "12", "--save-path", str(target)]) == 0
+    arrays = (images.astype(np.float32)[:, None] - np.float32(20)) / np.float32(60.5)
+    twinquant.calibrate(DIGITS / "digits.onnx", list(arrays[:, None]), tmp_path / "record.txt", batch_num=12)
+    assert (tmp_path / "out" / "digits_record.txt").read_bytes() == (tmp_path / "record.txt").read_bytes()
+    twins = [tmp_path / "out" / f"digits_{flavor}_model.onnx" for flavor in ("fake_quant", "deploy")]
+    assert twinquant.verify(*twins).agree

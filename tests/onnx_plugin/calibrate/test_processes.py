@@ -38,6 +38,20 @@ def test_an_error_in_a_worker_comes_back_as_it_is(network, network_file, tmp_pat
     assert not (tmp_path / "record.txt").exists()
 
 
+def test_the_progress_of_workers_moves_with_every_part_of_a_pass(network, network_file, tmp_path):
+    told = []
+    twinquant.calibrate(
+        network_file,
+        [network.x] * 12,
+        tmp_path / "record.txt",
+        config={"activation_algorithm": "minmax"},
+        batch_num=12,
+        workers=2,
+        progress=lambda words, _: told.append(words),
+    )
+    assert len([words for words in told if "pass 1, batch" in words]) == 12
+
+
 def test_workers_need_a_model_in_a_file(network, tmp_path):
     with pytest.raises(DataError, match="workers need a model in a file"):
         twinquant.calibrate(network.model, [network.x], tmp_path / "record.txt", batch_num=1, workers=2)

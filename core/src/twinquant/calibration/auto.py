@@ -65,17 +65,19 @@ def search_float_layers(
     similarities: Callable[[], Mapping[str, float]],
     evaluate: Callable[[Collection[str]], tuple[bool, float]],
     strategy: Strategy,
+    note: Callable[[Search], None] = lambda _: None,
 ) -> Search:
     """Find few layers that must stay float so that the others can be quantized.
 
     The model with every layer quantized is tried first; only if it is not accurate enough are the layers ranked and the
-    strategy asked. An interruption (Ctrl-C) ends the search and keeps what it found.
+    strategy asked. An interruption (Ctrl-C) ends the search and keeps what it found; an error ends it as well.
 
     Args:
         similarities: asked once, if at all: how similar the output of each quantized layer is to the float one; the
             less, the more sensitive is the layer.
         evaluate: takes the layers to leave in float; returns whether the model is accurate enough, and its loss.
         strategy: which sets are tried.
+        note: is told after every trial what has been found so far.
 
     Raises:
         KeyboardInterrupt: there was one before the first trial was through.
@@ -90,6 +92,7 @@ def search_float_layers(
             trials[chosen] = Trial(tuple(name for name in ranking if name in chosen), satisfied, loss)
             verdict = "accurate enough" if satisfied else "not accurate enough"
             _logger.info("trial %d: %d layers in float, loss %g: %s", len(trials), len(chosen), loss, verdict)
+            note(Search(tuple(trials.values()), ranking, stopped=True))
         return trials[chosen]
 
     stopped = False
@@ -102,6 +105,10 @@ def search_float_layers(
             raise
         _logger.warning("the search was stopped; the best of %d trials is kept", len(trials))
         stopped = True
+    except Exception:  # whatever the user's evaluator raises
+        if trials:
+            _logger.error("the search failed after %d trials; what was best among them is in its files", len(trials))
+        raise
     return Search(tuple(trials.values()), ranking, stopped)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from twinquant.calibration.auto import Strategy, search_float_layers
+from twinquant.calibration.auto import Search, Strategy, search_float_layers
 from twinquant.calibration.auto_report import write_final_config, write_report
 from twinquant.calibration.evaluation import ModelEvaluator
 from twinquant.config import QuantConfig
@@ -59,6 +59,9 @@ def search_records(
 ) -> RecordSet:
     """Find the layers that can be quantized, write the reports and the record, and return its records.
 
+    The reports are written after every trial, the record after every one that is the best so far and accurate enough: a
+    search that is killed, or whose evaluator fails, leaves them behind.
+
     Args:
         evaluator: the user's.
         original: the accuracy of the float model.
@@ -81,7 +84,13 @@ def search_records(
             return False, math.inf  # a model without a quantized layer is no result
         return _verdict(evaluator, original, metric_of(kept))
 
-    search = search_float_layers(similarities, evaluate, strategy)
+    def note(search: Search) -> None:
+        write_report(search, folder)
+        if search.best.satisfied:
+            write_record_file(_without(records, search.best.float_layers), record_file)
+            write_final_config(config, search.best.float_layers, folder)
+
+    search = search_float_layers(similarities, evaluate, strategy, note)
     best = search.best
     write_report(search, folder)
     if not best.satisfied:

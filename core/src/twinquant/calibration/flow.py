@@ -6,11 +6,11 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from twinquant.calibration.assemble import assemble_records
+from twinquant.calibration.assemble import begin_records, complete_records
 from twinquant.calibration.batches import Batches
 from twinquant.calibration.digests import digest_json
 from twinquant.calibration.layer_weights import input_channel_maxima
@@ -24,7 +24,7 @@ from twinquant.calibration.station import Station
 from twinquant.calibration.watches import plan_watches
 from twinquant.config import QuantConfig
 from twinquant.data import DataOptions, DataSource, open_data
-from twinquant.errors import ArgumentError, CapabilityError
+from twinquant.errors import ArgumentError, CalibrationError, CapabilityError
 from twinquant.plan import QuantPlan, build_plan
 from twinquant.records import RecordSet
 from twinquant.registry import Capability, Framework
@@ -47,6 +47,7 @@ class Request:
         options: how the data is cut and prepared.
         workers: how many processes, or what runs them.
         state_file: where the state is kept that a later run goes on from; None: nowhere.
+        allow_constant: go on where every value of an activation is the same.
     """
 
     model: Any
@@ -56,6 +57,7 @@ class Request:
     options: DataOptions
     workers: int | Executor
     state_file: Path | None
+    allow_constant: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,15 +101,21 @@ def run_calibration(framework: Framework, request: Request, tell: Progress) -> C
     graph, folded = framework.fuse(loaded, config.skip_fusion_layers) if config.do_fusion else (loaded, ())
     layers = framework.layers(graph)
     watches = plan_watches(layers, config)
+    watched = {layer for watch in watches for layer in watch.layers}
+    # Weights that cannot be quantized are told of before the data is gone through.
+    begun = begin_records(framework, graph, [layer for layer in layers if layer.name in watched], config, {})
     model = digest_model(framework, request.model, loaded)
 
     def weight_maxima(layer: str) -> Any:
         return input_channel_maxima(framework.weight(graph, layer), f"layer {layer!r}")
 
+    resumed = request.state_file is not None and request.state_file.exists()
     several = bool(trained) or request.workers != 1 or any(Station(watch).most_passes > 1 for watch in watches)
     inputs = framework.model_inputs(graph)
     with (
-        open_data(request.data, inputs, request.options, batch_num=config.batch_num, repeated=several) as source,
+        open_data(
+            request.data, inputs, request.options, batch_num=config.batch_num, repeated=several or resumed
+        ) as source,
         open_workers(request.workers) as workers,
     ):
         if source.rest and source.count == config.batch_num:
@@ -126,10 +134,16 @@ def run_calibration(framework: Framework, request: Request, tell: Progress) -> C
         )
         stations, batches = measure(measurement, checkpoint, workers, lambda what, done: tell(what, 0.9 * done))
 
-        _warn_of_constants(stations, config.batch_num)
+        _tell_of_constants(stations, config.batch_num, allowed=request.allow_constant)
         tell("finding the scales of the weights", 0.9)
-        records = assemble_records(framework, graph, layers, config, stations)
         balance = {station.watch.tap.layer: station.balance for station in stations if station.balance is not None}
+        if balance:
+            balanced = [layer for layer in layers if layer.name in balance]
+            begun = replace(
+                begun,
+                records={**begun.records, **begin_records(framework, graph, balanced, config, balance).records},
+            )
+        records = complete_records(begun, stations)
         final = framework.balance(graph, balance) if balance else graph
         if trained:
             tell("training the rounding of the weights", 0.92)
@@ -154,17 +168,28 @@ def run_calibration(framework: Framework, request: Request, tell: Progress) -> C
     )
 
 
-def _warn_of_constants(stations: Sequence[Station], batch_num: int) -> None:
-    """Tell of activations that have no range; dead branches of a network have such ones, so it is no error."""
-    for station in stations:
-        if station.constant is not None:
-            _log.warning(
-                "%s: every value of the activation is %g, in all %d batches; that gives no range, and the factors say "
-                "little. Check the data, or leave the layer out (skip_layers)",
-                station.watch.label,
-                station.constant,
-                batch_num,
-            )
+def _tell_of_constants(stations: Sequence[Station], batch_num: int, *, allowed: bool) -> None:
+    """Tell of activations that have no range: an error, or a warning each.
+
+    Raises:
+        CalibrationError: there are such activations, and they are not allowed; all of them are named.
+    """
+    constant = [station for station in stations if station.constant is not None]
+    if constant and not allowed:
+        listed = "; ".join(f"{station.watch.label}: {station.constant:g}" for station in constant)
+        raise CalibrationError(
+            f"every value of an activation is the same, in all {batch_num} batches, which gives no range: {listed}. "
+            "Check the data. Dead branches of a network have such activations: leave their layers out (skip_layers), "
+            "or allow them (allow_constant=True, --allow-constant); their factors say little then"
+        )
+    for station in constant:
+        _log.warning(
+            "%s: every value of the activation is %g, in all %d batches; that gives no range, and the factors say "
+            "little",
+            station.watch.label,
+            station.constant,
+            batch_num,
+        )
 
 
 def _key(

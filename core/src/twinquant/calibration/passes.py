@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,8 @@ from twinquant.registry import Framework
 from twinquant.registry.float_model import RunBatch, Tap
 
 __all__ = ["Measurement", "measure"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +70,9 @@ def measure(
     source, batch_num = measurement.source, measurement.batch_num
     if source.count is not None and source.count < batch_num:
         raise too_few(source, source.count, batch_num)
-    snapshot = checkpoint.load(measurement.watches) or Snapshot([Station(watch) for watch in measurement.watches])
+    snapshot = checkpoint.load(measurement.watches)
+    if snapshot is None or not _is_of_these_data(snapshot, source, batch_num):
+        snapshot = Snapshot([Station(watch) for watch in measurement.watches])
     layers = len({layer for watch in measurement.watches for layer in watch.layers})
     most_passes = max((station.most_passes for station in snapshot.stations), default=1)
     teller = Teller(tell, layers, batch_num, most_passes)
@@ -93,6 +99,22 @@ def measure(
     return snapshot.stations, [snapshot.digests[number] for number in range(batch_num)]
 
 
+def _is_of_these_data(snapshot: Snapshot, source: DataSource, batch_num: int) -> bool:
+    """Tell whether the batches that an earlier run saw are those of this data source: it reads them."""
+    for number, seen in sorted(snapshot.digests.items()):
+        feeds = source.batch(number)
+        if feeds is None:
+            raise too_few(source, number, batch_num)
+        if digest_batch(feeds) != seen:
+            _log.warning(
+                "%s: batch %d is not the one that the calibration which was cut off saw; starting from the beginning",
+                source.name,
+                number + 1,
+            )
+            return False
+    return True
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _OnePass:
     """The rest of one pass over the data."""
@@ -106,7 +128,6 @@ class _OnePass:
     def here(self, run: RunBatch) -> None:
         """Go through the batches in this process, in their order."""
         measurement, done = self.measurement, self.snapshot.done
-        self._check_seen()
         for number in range(measurement.batch_num):
             if number in done:
                 continue
@@ -129,6 +150,7 @@ class _OnePass:
         parts = [tuple(left[start :: workers.count]) for start in range(min(workers.count, len(left)))]
         forks = tuple(station.fork().state() for station in self.active)
         watches = tuple(station.watch for station in self.active)
+        session = uuid4().hex if workers.keep_model else None
         shards = [
             Shard(
                 measurement.framework,
@@ -141,6 +163,7 @@ class _OnePass:
                 part,
                 measurement.batch_num,
                 workers.threads,
+                session,
             )
             for part in parts
         ]
@@ -157,19 +180,10 @@ class _OnePass:
             self._note(number, digest)
         self.snapshot.done.update(result.digests)
 
-    def _check_seen(self) -> None:
-        """Read the batches that an earlier run did: a one-shot source must pass them, and they must be the same."""
-        for number in sorted(self.snapshot.done):
-            feeds = self.measurement.source.batch(number)
-            if feeds is None:
-                raise too_few(self.measurement.source, number, self.measurement.batch_num)
-            self._note(number, digest_batch(feeds))
-
     def _note(self, number: int, digest: str) -> None:
         """Remember a batch's fingerprint, or compare it with that of an earlier pass."""
         if self.snapshot.digests.setdefault(number, digest) != digest:
             raise DataError(
                 f"{self.measurement.source.name}: batch {number + 1} is not what it was in an earlier pass; the data "
-                "must stay the same while calibration goes through it. Start again, with resume=False if an "
-                "earlier run had other data"
+                "must stay the same while calibration goes through it"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,10 @@ def resolve_config(config: ConfigLike, layers: Sequence[LayerInfo], batch_num: i
         ArgumentError: `batch_num` is below 1, or `config` is nothing of this.
         ConfigError: the configuration is wrong, or does not fit the model.
     """
-    if batch_num is not None and batch_num < 1:
-        raise ArgumentError(f"batch_num: must be above 0, got {batch_num}")
+    if batch_num is not None and (not _is_whole(batch_num) or batch_num < 1):
+        raise ArgumentError(f"batch_num: must be a whole number above 0, got {batch_num!r}")
     found = _read(config, layers)
-    return found if batch_num is None else replace(found, batch_num=batch_num)
+    return found if batch_num is None else replace(found, batch_num=int(batch_num))
 
 
 def trained_layers(framework: Framework, config: QuantConfig) -> dict[str, LayerConfig]:
@@ -83,6 +84,10 @@ def check_supported(config: QuantConfig, framework: str) -> None:
         path = "$.fakequant_precision_mode"
         mode = config.fakequant_precision_mode
         raise ConfigError(f"{path}: {framework} models take 'DEFAULT' only, got {mode!r}", path=path)
+
+
+def _is_whole(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Integral)
 
 
 def _read(config: ConfigLike, layers: Sequence[LayerInfo]) -> QuantConfig:

@@ -6,7 +6,7 @@ A `Shard` can be pickled, and `observe_shard` is a plain function: any engine th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -20,10 +20,13 @@ from twinquant.calibration.watches import Watch
 from twinquant.data import DataSource
 from twinquant.errors import CalibrationError
 from twinquant.registry import Framework
+from twinquant.registry.float_model import RunBatch
 
 __all__ = ["Shard", "ShardResult", "Workers", "observe_shard", "open_workers"]
 
 _SHARDS_OF_AN_ENGINE = 16
+_SHARDS_OF_A_PROCESS = 8
+"""More shards than processes: a pass that is cut off loses a shard, and the progress moves with each."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +44,8 @@ class Shard:
         numbers: which batches.
         batch_num: how many batches there are in all.
         threads: threads of the framework's runtime; None: its own choice.
+        session: a name that the shards of one pass have in common: the model that is opened for one of them is kept
+            for the next one in the same process; None: nothing is kept.
     """
 
     framework: Framework
@@ -53,6 +58,7 @@ class Shard:
     numbers: tuple[int, ...]
     batch_num: int
     threads: int | None
+    session: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,13 +76,28 @@ class ShardResult:
 
 def observe_shard(shard: Shard) -> ShardResult:
     """Load the model, go through the shard's batches and return what was accumulated."""
+    stations = [Station.restored(watch, state) for watch, state in zip(shard.watches, shard.states, strict=True)]
+    run = _opened(shard, stations)
+    digests = {number: observe_batch(run, shard.source, number, shard.batch_num, stations) for number in shard.numbers}
+    return ShardResult(tuple(station.state() for station in stations), digests)
+
+
+_kept: dict[str, RunBatch] = {}
+"""The last model that this process opened, by the session of its shards. A process of a pool has no other place between
+two shards, and opening a large model takes longer than a shard."""
+
+
+def _opened(shard: Shard, stations: Sequence[Station]) -> RunBatch:
+    if shard.session in _kept:
+        return _kept[shard.session]
+    _kept.clear()
     graph = shard.framework.load(shard.model)
     if shard.fuse:
         graph, _ = shard.framework.fuse(graph, shard.skip_fusion)
-    stations = [Station.restored(watch, state) for watch, state in zip(shard.watches, shard.states, strict=True)]
     run = shard.framework.activations(graph, taps_of(stations), threads=shard.threads)
-    digests = {number: observe_batch(run, shard.source, number, shard.batch_num, stations) for number in shard.numbers}
-    return ShardResult(tuple(station.state() for station in stations), digests)
+    if shard.session is not None:
+        _kept[shard.session] = run
+    return run
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,11 +108,13 @@ class Workers:
         executor: runs them.
         count: into how many shards a pass is cut.
         threads: threads of the framework's runtime in each; None: its own choice.
+        keep_model: its processes are ours, run one shard at a time, and end with the calibration.
     """
 
     executor: Executor
     count: int
     threads: int | None
+    keep_model: bool = False
 
     def observe(self, shards: list[Shard]) -> Iterator[ShardResult]:
         """Run shards and yield their results as they come.
@@ -125,4 +148,5 @@ def open_workers(workers: int | Executor) -> Iterator[Workers | None]:
         return
     # A forked process would share the threads' locks of its parent, but not the threads.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield Workers(pool, workers, max(1, (os.cpu_count() or 1) // workers))
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        yield Workers(pool, workers * _SHARDS_OF_A_PROCESS, threads, keep_model=True)

@@ -26,4 +26,5 @@ def calibration_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "framework": arguments.framework,
         "workers": arguments.workers,
         "resume": not arguments.no_resume,
+        "allow_constant": arguments.allow_constant,
     }

@@ -74,6 +74,7 @@ def _calibration(parser: argparse.ArgumentParser) -> None:
     add("--size", type=_size, metavar="HxW", help="images: what they are resized to (default: from the model's input)")
     add("--skip-broken", action="store_true", help="images: leave out those that cannot be decoded")
     add("--workers", type=_count, default=1, metavar="N", help="how many processes run batches (default: 1)")
+    add("--allow-constant", action="store_true", help="go on where every value of an activation is the same")
     add("--no-resume", action="store_true", help="neither keep nor use the state of a calibration that was cut off")
     _framework(parser)
     _options(parser)

@@ -30,6 +30,7 @@ _LISTED = 10
 _CHANNEL_AXES = (("NCHW", 1), ("NHWC", 3))
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _INTEGERS = "biu"
+_LARGEST_16_BITS = 65535
 
 
 class ImageFolder(DataSource):
@@ -122,6 +123,8 @@ class ImageFolder(DataSource):
         pillow = _pillow()
         try:
             with pillow.open(path) as image:
+                if image.mode.startswith("I"):
+                    image = _as_8_bits(image, pillow)
                 image = image.convert(_MODES[self._channels])
                 if self._size is not None and image.size != self._size[::-1]:
                     image = image.resize(self._size[::-1], pillow.Resampling.BILINEAR)
@@ -137,6 +140,14 @@ class ImageFolder(DataSource):
         if self._layout == "NCHW":
             pixels = pixels.transpose(2, 0, 1)
         return np.ascontiguousarray(pixels.astype(wanted, copy=False))
+
+
+def _as_8_bits(image: Any, pillow: Any) -> Any:
+    """Return a 16-bit grayscale picture with 8 bits: Pillow by itself takes everything above 255 for white."""
+    values = np.asarray(image)
+    if values.size and not 0 <= int(values.min()) <= int(values.max()) <= _LARGEST_16_BITS:
+        raise ValueError(f"its values go from {values.min()} to {values.max()}, which is no picture of 8 or 16 bits")
+    return pillow.fromarray(np.rint(values / (_LARGEST_16_BITS / 255)).astype(np.uint8))
 
 
 def _geometry(inputs: Sequence[ModelInput], options: DataOptions, name: str) -> tuple[str, int, tuple[int, int] | None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Integral, Real
 
 from twinquant.errors import ArgumentError
 
@@ -18,7 +20,7 @@ class DataOptions:
     Attributes:
         batch_size: samples in a batch, where neither the model nor the data fixes it; None: 1 for files, and for arrays
             as many as give the wanted number of batches.
-        mean: one value, or one per channel (red, green, blue), in the pixels' range 0 to 255.
+        mean: one value, alone or in a tuple, or one per channel (red, green, blue), in the pixels' range 0 to 255.
         std: the same, > 0.
         layout: "NCHW" or "NHWC"; None: as the shape of the model's input suggests.
         size: (height, width) that pictures are resized to; None: what the model fixes, else each picture's own.
@@ -37,11 +39,27 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         """Refuse values that make no batch."""
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ArgumentError(f"batch_size: must be above 0, got {self.batch_size}")
-        if not self.std or any(not value > 0 for value in self.std):
+        if self.batch_size is not None and (not _is_whole(self.batch_size) or self.batch_size < 1):
+            raise ArgumentError(f"batch_size: must be a whole number above 0, got {self.batch_size!r}")
+        for name in ("mean", "std"):
+            given = getattr(self, name)
+            values = given if isinstance(given, (tuple, list)) else (given,)
+            if not values or not all(_is_number(value) for value in values):
+                raise ArgumentError(f"{name}: must be a finite number, or one per channel, got {given!r}")
+            object.__setattr__(self, name, tuple(float(value) for value in values))
+        if any(value <= 0 for value in self.std):
             raise ArgumentError(f"std: must be numbers above 0, got {self.std}")
         if self.layout not in (None, *_LAYOUTS):
             raise ArgumentError(f"layout: must be one of {', '.join(_LAYOUTS)}, got {self.layout!r}")
-        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
-            raise ArgumentError(f"size: must be (height, width), both above 0, got {self.size}")
+        if self.size is not None:
+            whole = isinstance(self.size, (tuple, list)) and all(map(_is_whole, self.size))
+            if not whole or len(self.size) != 2 or min(self.size) < 1:
+                raise ArgumentError(f"size: must be (height, width), whole numbers above 0, got {self.size!r}")
+
+
+def _is_whole(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Integral)
+
+
+def _is_number(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real) and isfinite(value)

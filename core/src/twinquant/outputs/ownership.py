@@ -28,7 +28,7 @@ def check_not_inputs(names: Iterable[str], folder: Path, inputs: Sequence[Path])
     for name in names:
         if _identities([folder / name]) & identities:
             raise OutputPathError(
-                f"the output {str(folder / name)!r} would replace an input of the same save; choose another save_path"
+                f"the output {str(folder / name)!r} would replace an input of the same call; choose another path"
             )
 
 

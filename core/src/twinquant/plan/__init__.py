@@ -1,6 +1,7 @@
 """WHAT TO INSERT WHERE: pure decisions from records and layer descriptions; no I/O, no framework."""
 
 from twinquant.plan.builder import build_plan
+from twinquant.plan.factors import check_balance_factors
 from twinquant.plan.insertion import (
     ActivationQuant,
     BiasQuant,
@@ -23,4 +24,5 @@ __all__ = [
     "SkippedLayer",
     "WeightQuant",
     "build_plan",
+    "check_balance_factors",
 ]

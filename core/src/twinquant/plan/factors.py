@@ -14,7 +14,7 @@ from twinquant.plan.layer import LayerInfo
 from twinquant.plan.rules import FRAMEWORK_RULES, KIND_RULES, FrameworkRules, KindRules
 from twinquant.records import LayerRecord
 
-__all__ = ["Factors", "check_factors", "missing_factors"]
+__all__ = ["Factors", "check_balance_factors", "check_factors", "missing_factors"]
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -67,6 +67,23 @@ def missing_factors(record: LayerRecord, layer: LayerInfo, framework: str) -> tu
         framework: name of the framework.
     """
     return tuple(name for name in _needed(*_rules(layer, framework)) if _absent(getattr(record, name)))
+
+
+def check_balance_factors(record: LayerRecord, layer: LayerInfo, framework: str, source: str) -> None:
+    """Check the balance factors of a record against the layer it names, and nothing else.
+
+    Args:
+        record: the record; it has balance factors.
+        layer: the layer; its `kind` is not None.
+        framework: name of the framework.
+        source: how messages call the record file.
+
+    Raises:
+        RecordValueError: there are not as many factors as the layer has input channels, or one is out of range.
+    """
+    check = _Check(record, layer, *_rules(layer, framework), framework, source)
+    check.balance_length()
+    check.balance_range()
 
 
 def check_factors(record: LayerRecord, layer: LayerInfo, framework: str, source: str) -> Factors:
@@ -169,11 +186,14 @@ class _Check:
                     scale_name,
                     f"has {n} values; the {layer.op_type} layer {layer.name!r} takes {' or '.join(map(str, allowed))}",
                 )
-        balance = record.tensor_balance_factor.size
-        if balance and balance != layer.in_channels:
+        self.balance_length()
+
+    def balance_length(self) -> None:
+        balance, channels = self.record.tensor_balance_factor.size, self.layer.in_channels
+        if balance and balance != channels:
             self.fail(
                 "tensor_balance_factor",
-                f"has {balance} values; the layer has {layer.in_channels} input channels, and needs one value for each",
+                f"has {balance} values; the layer has {channels} input channels, and needs one value for each",
             )
 
     def allowed_lengths(self) -> tuple[int, ...]:
@@ -203,8 +223,11 @@ class _Check:
             self.scales("scale_r", record.scale_r)
             self.zeros("offset_r", record.offset_r)
             self.products("scale_r", record.scale_r, "scale_h", record.scale_h)
+        self.balance_range()
+
+    def balance_range(self) -> None:
         low, high = _BALANCE_RANGE
-        factors = record.tensor_balance_factor
+        factors = self.record.tensor_balance_factor
         self.all_of("tensor_balance_factor", factors, (factors >= low) & (factors <= high), "must be in [2^-23, 2^23]")
         if self.layer.element_type == "float16":
             usable = factors >= np.float32(1 / _LARGEST_FLOAT16)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AMCT_SO",
+    "AutoCalibrationEvaluatorBase",
     "ModelEvaluator",
     "accuracy_based_auto_calibration",
     "create_quant_config",
@@ -34,6 +35,9 @@ __all__ = [
 ]
 
 StrPath = str | os.PathLike[str]
+
+AutoCalibrationEvaluatorBase = ModelEvaluator
+"""The vendor's name of the evaluator's base class."""
 
 
 def __getattr__(name: str) -> Any:

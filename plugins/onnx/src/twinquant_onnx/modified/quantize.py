@@ -7,14 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
+from twinquant.calibration.recorded_balance import balanced_layers, recorded_balance
 from twinquant.calibration.settings import trained_layers
 from twinquant.config import QuantConfig, read_config
-from twinquant.errors import ConfigError, OutputPathError
+from twinquant.errors import ArgumentError, ConfigError, OutputPathError
 from twinquant.outputs import staging_folder
-from twinquant.records import Dialect, LayerRecord, RecordSet, read_begun_records, write_record_file
+from twinquant.records import Dialect, LayerRecord, RecordSet, write_record_file
 from twinquant_onnx.framework import OnnxFramework
 from twinquant_onnx.graph import OnnxGraph
 from twinquant_onnx.layers import LoadedModel
@@ -26,7 +24,6 @@ from twinquant_onnx.write import write_model
 
 __all__ = ["Habit", "make_balancing_model", "make_calibrating_model"]
 
-Float32Array = npt.NDArray[np.float32]
 StrPath = str | os.PathLike[str]
 
 
@@ -61,8 +58,10 @@ def make_calibrating_model(files: Habit, *, keep_batches: bool = False) -> Calib
         keep_batches: whether the stored batches stay when the record is complete.
     """
     model, config = _load(files)
-    factors = _balance_factors(config, files)
     framework = OnnxFramework()
+    factors = recorded_balance(
+        config, model.layers, files.record, framework=framework.name, config_name=files.config.name
+    )
     graph = model.graph
     if factors:
         graph = divide_activations(framework.balance(model, factors), factors)
@@ -73,7 +72,7 @@ def make_calibrating_model(files: Habit, *, keep_batches: bool = False) -> Calib
 def make_balancing_model(files: Habit) -> None:
     """Write the model that measures balance factors, and an empty record; see `amct.quantize_preprocess`."""
     model, config = _load(files)
-    if not _balanced_layers(config):
+    if not balanced_layers(config):
         raise ConfigError(
             f"{files.config.name}: no layer has a dmq_balancer_param, so there is nothing to balance; add dmq_balancer "
             "to the configuration, or go on with quantize_model",
@@ -88,34 +87,12 @@ def _load(files: Habit) -> tuple[LoadedModel, QuantConfig]:
     loaded = framework.load(files.model)
     config = read_config(files.config, loaded.layers)
     trained_layers(framework, config)  # refuses them
+    if files.modified == files.record:
+        raise ArgumentError(f"the modified model and the record are both {str(files.record)!r}; give them two names")
     _refuse_inputs((files.config, *loaded.graph.inputs), (files.modified, files.record))
     if config.do_fusion:
         loaded, _ = framework.fuse(loaded, config.skip_fusion_layers)
     return loaded, config
-
-
-def _balanced_layers(config: QuantConfig) -> list[str]:
-    return [
-        name for name, layer in config.layers.items() if layer.quant_enable and layer.dmq_migration_strength is not None
-    ]
-
-
-def _balance_factors(config: QuantConfig, files: Habit) -> dict[str, Float32Array]:
-    """Return the factors that `quantize_preprocess` had measured for the layers that are to be balanced."""
-    wanted = _balanced_layers(config)
-    if not wanted:
-        return {}
-    records = read_begun_records(files.record).records
-    known = {name: records[name].tensor_balance_factor for name in wanted if name in records}
-    missing = [name for name in wanted if name not in known or not known[name].size]
-    if missing:
-        raise ConfigError(
-            f"{files.config.name}: layer {missing[0]!r} is to be balanced (dmq_balancer_param), but "
-            f"{str(files.record)!r} has no tensor_balance_factor for it; call quantize_preprocess with "
-            "this configuration and record file first, and run its model",
-            path=f"$.{missing[0]}.dmq_balancer_param",
-        )
-    return known
 
 
 def _write(
