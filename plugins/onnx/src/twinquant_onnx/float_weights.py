@@ -18,7 +18,8 @@ from twinquant_onnx.constants import Constant, raw_bytes
 from twinquant_onnx.graph import TensorStore
 from twinquant_onnx.layers import LoadedModel, Site, analyse
 from twinquant_onnx.tensors import ArrayBytes, Bytes, RandomAccess
-from twinquant_onnx.topology import FIRST_IR_OF_PRIVATE_INITIALIZERS, Reader
+from twinquant_onnx.topology import FIRST_IR_OF_PRIVATE_INITIALIZERS, Reader, defined_names
+from twinquant_onnx.traversal import graphs_in
 from twinquant_onnx.unread import drop_unread
 
 __all__ = ["balance_weights", "layer_weight", "replace_weights"]
@@ -145,7 +146,7 @@ def _balance(
 
 def _own_initializer(graph: onnx.GraphProto, site: Site, slot: int, constant: Constant) -> onnx.TensorProto:
     """Give a layer an initializer of its own in place of one that others read too. Edits `graph`."""
-    taken = {tensor.name for tensor in graph.initializer} | {name for node in graph.node for name in node.output}
+    taken = set().union(*map(defined_names, graphs_in(graph)))
     name = base = f"{site.name}.balanced_weight"
     attempt = 0
     while name in taken:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,3 +115,17 @@ class OnnxGraph:
     store: TensorStore
     inputs: tuple[Path, ...] = ()
     undivided: bool = False
+
+    @classmethod
+    def rebuilt(cls, edited: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], source: OnnxGraph) -> OnnxGraph:
+        """Return a graph with other nodes.
+
+        Args:
+            edited: a copy of the source's model, which gets the nodes.
+            nodes: all nodes of the new graph.
+            source: the graph that the model is a copy of.
+        """
+        kept = onnx.GraphProto(node=nodes)
+        edited.graph.ClearField("node")
+        edited.graph.MergeFrom(kept)
+        return cls(edited, source.store, source.inputs)

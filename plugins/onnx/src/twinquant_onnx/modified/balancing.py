@@ -44,7 +44,7 @@ def divide_activations(model: LoadedModel, factors: Mapping[str, npt.NDArray[np.
         # An unnamed node is called by its position, which changes here.
         node.name = model.topology.names[index]
         nodes.append(node)
-    return _with_nodes(edited, nodes, model.graph)
+    return OnnxGraph.rebuilt(edited, nodes, model.graph)
 
 
 def remove_division(graph: OnnxGraph) -> OnnxGraph:
@@ -62,12 +62,4 @@ def remove_division(graph: OnnxGraph) -> OnnxGraph:
     for node in nodes:
         if node.input and node.input[0] in divided:
             node.input[0] = divided[node.input[0]]
-    return replace(_with_nodes(edited, nodes, graph), undivided=True)
-
-
-def _with_nodes(edited: onnx.ModelProto, nodes: list[onnx.NodeProto], source: OnnxGraph) -> OnnxGraph:
-    """Replace the nodes of a copied model. Edits `edited`."""
-    kept = onnx.GraphProto(node=nodes)
-    edited.graph.ClearField("node")
-    edited.graph.MergeFrom(kept)
-    return OnnxGraph(edited, source.store, source.inputs)
+    return replace(OnnxGraph.rebuilt(edited, nodes, graph), undivided=True)

@@ -114,7 +114,7 @@ def observe_inputs(graph: OnnxGraph, job: CalibrationJob) -> OnnxGraph:
     declared = next(value for value in main.input if value.name == first)
     main.value_info.add(name=passed.output[0], type=declared.type)
     model.opset_import.add(domain=DOMAIN, version=1)
-    return _with_nodes(model, [*nodes, finish, passed, *main.node], graph)
+    return OnnxGraph.rebuilt(model, [*nodes, finish, passed, *main.node], graph)
 
 
 def read_job(graph: OnnxGraph) -> CalibrationJob | None:
@@ -141,7 +141,7 @@ def remove_observation(graph: OnnxGraph) -> OnnxGraph:
     model.ClearField("opset_import")
     model.graph.ClearField("value_info")
     model.MergeFrom(kept)
-    return _with_nodes(model, nodes, graph)
+    return OnnxGraph.rebuilt(model, nodes, graph)
 
 
 def _rename(node: onnx.NodeProto, renamed: dict[str, str]) -> None:
@@ -149,14 +149,6 @@ def _rename(node: onnx.NodeProto, renamed: dict[str, str]) -> None:
     for slot, tensor in enumerate(node.input):
         node.input[slot] = renamed.get(tensor, tensor)
     rename_captured(node, renamed)
-
-
-def _with_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto], source: OnnxGraph) -> OnnxGraph:
-    """Replace the nodes of a copied model. Edits `model`."""
-    rebuilt = onnx.GraphProto(node=nodes)
-    model.graph.ClearField("node")
-    model.graph.MergeFrom(rebuilt)
-    return OnnxGraph(model, source.store, source.inputs)
 
 
 def _name(what: str) -> str:
