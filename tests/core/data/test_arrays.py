@@ -181,6 +181,7 @@ def test_what_is_no_data_is_an_error(opened, vector, data, error, message):
         ({"layout": "NCWH"}, "layout: must be one of NCHW, NHWC, got 'NCWH'"),
         ({"size": (0, 4)}, "size: must be"),
         ({"size": 8}, "size: must be"),
+        ({"channel_order": "GBR"}, "channel_order: must be one of RGB, BGR, got 'GBR'"),
     ],
 )
 def test_impossible_options_are_an_error(opened, vector, options, message):

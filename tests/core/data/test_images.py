@@ -189,3 +189,14 @@ def test_a_picture_of_16_bits_keeps_its_grays(opened, tmp_path, channels):
 def test_one_mean_and_one_std_need_no_tuple(opened, folder, picture_input):
     given = opened(folder, [picture_input], mean=100.0, std=2).batch(0)["x"]
     np.testing.assert_array_equal(given[0], (pixels(0).astype(np.float32).transpose(2, 0, 1) - 100) / 2)
+
+
+def test_blue_comes_first_where_the_model_takes_it_first(opened, folder, picture_input):
+    source = opened(folder, [picture_input], mean=MEAN, std=STD, channel_order="BGR")
+    expected = ((pixels(1)[..., ::-1].astype(np.float64) - MEAN) / STD).transpose(2, 0, 1)[None]
+    np.testing.assert_allclose(source.batch(1)["x"], expected, rtol=1e-6)
+
+
+def test_an_order_of_colors_for_gray_pictures_is_an_error(opened, folder):
+    with pytest.raises(ArgumentError, match="BGR is for three channels, but the model takes 1"):
+        opened(folder, [ModelInput("x", "float32", (1, 1, 4, 6))], channel_order="BGR")

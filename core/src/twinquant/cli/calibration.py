@@ -21,6 +21,7 @@ def calibration_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
             std=arguments.std,
             layout=arguments.layout,
             size=arguments.size,
+            channel_order=arguments.channel_order,
             skip_broken=arguments.skip_broken,
         ),
         "framework": arguments.framework,

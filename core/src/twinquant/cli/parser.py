@@ -71,6 +71,9 @@ def _calibration(parser: argparse.ArgumentParser) -> None:
     add("--mean", type=_numbers, default=(0.0,), metavar="A,B,C", help="images: subtracted from the pixels, 0 to 255")
     add("--std", type=_numbers, default=(1.0,), metavar="A,B,C", help="images: what the difference is divided by")
     add("--layout", choices=("NCHW", "NHWC"), help="images: order of the axes (default: from the model's input)")
+    add(
+        "--channel-order", choices=("RGB", "BGR"), default="RGB", help="images: most Caffe nets take BGR (default: RGB)"
+    )
     add("--size", type=_size, metavar="HxW", help="images: what they are resized to (default: from the model's input)")
     add("--skip-broken", action="store_true", help="images: leave out those that cannot be decoded")
     add("--workers", type=_count, default=1, metavar="N", help="how many processes run batches (default: 1)")

@@ -129,6 +129,8 @@ class ImageFolder(DataSource):
                 if self._size is not None and image.size != self._size[::-1]:
                     image = image.resize(self._size[::-1], pillow.Resampling.BILINEAR)
                 pixels = np.asarray(image).reshape(image.height, image.width, self._channels)
+                if self._options.channel_order == "BGR":
+                    pixels = pixels[..., ::-1]
         except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
             raise DataError(f"{self.name}: the image {self._groups.label(path)!r} is broken: {error}") from error
         wanted = np.dtype(self._inputs[0].dtype)
@@ -183,6 +185,8 @@ def _geometry(inputs: Sequence[ModelInput], options: DataOptions, name: str) -> 
             raise ArgumentError(f"{what}: {kind} and takes the pixels as they are; leave {what} out")
         if len(values) not in (1, channels):
             raise ArgumentError(f"{what}: has {len(values)} values, but the model takes {channels} channels")
+    if options.channel_order == "BGR" and channels != 3:
+        raise ArgumentError(f"channel_order: BGR is for three channels, but the model takes {channels}; leave it out")
     size = options.size
     if size is None and isinstance(height, int) and isinstance(width, int):
         size = height, width

@@ -11,6 +11,7 @@ from twinquant.errors import ArgumentError
 __all__ = ["DataOptions"]
 
 _LAYOUTS = ("NCHW", "NHWC")
+_CHANNEL_ORDERS = ("RGB", "BGR")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +21,12 @@ class DataOptions:
     Attributes:
         batch_size: samples in a batch, where neither the model nor the data fixes it; None: 1 for files, and for arrays
             as many as give the wanted number of batches.
-        mean: one value, alone or in a tuple, or one per channel (red, green, blue), in the pixels' range 0 to 255.
+        mean: one value, alone or in a tuple, or one per channel in the order of the model's channels, in the pixels'
+            range 0 to 255.
         std: the same, > 0.
         layout: "NCHW" or "NHWC"; None: as the shape of the model's input suggests.
         size: (height, width) that pictures are resized to; None: what the model fixes, else each picture's own.
+        channel_order: "RGB" or "BGR": which of its three channels the model takes first; most Caffe nets take blue.
         skip_broken: leave out pictures that cannot be decoded, instead of stopping.
 
     Raises:
@@ -35,6 +38,7 @@ class DataOptions:
     std: tuple[float, ...] = (1.0,)
     layout: str | None = None
     size: tuple[int, int] | None = None
+    channel_order: str = "RGB"
     skip_broken: bool = False
 
     def __post_init__(self) -> None:
@@ -51,6 +55,9 @@ class DataOptions:
             raise ArgumentError(f"std: must be numbers above 0, got {self.std}")
         if self.layout not in (None, *_LAYOUTS):
             raise ArgumentError(f"layout: must be one of {', '.join(_LAYOUTS)}, got {self.layout!r}")
+        if self.channel_order not in _CHANNEL_ORDERS:
+            orders = ", ".join(_CHANNEL_ORDERS)
+            raise ArgumentError(f"channel_order: must be one of {orders}, got {self.channel_order!r}")
         if self.size is not None:
             whole = isinstance(self.size, (tuple, list)) and all(map(_is_whole, self.size))
             if not whole or len(self.size) != 2 or min(self.size) < 1:
