@@ -5,13 +5,14 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 
 import numpy as np
 import pytest
 from amct_flow import LAYERS, TAPS, Blob, batch, caffe_layer, set_algorithm, settings_of
-from nets import read_prototxt, stored_arrays
+from nets import read_prototxt, small_net, stored_arrays
 from runs import assert_equal_to, forward
 
 import twinquant
@@ -20,12 +21,14 @@ from twinquant.errors import (
     CalibrationError,
     ConfigError,
     OutputPathError,
+    OutputWriteError,
     RecordFileError,
     RecordLayerError,
     RecordValueError,
 )
 from twinquant.records import parse_record_file
 from twinquant_caffe import amct
+from twinquant_caffe.modified import placing
 
 OUTPUTS = [
     "model_deploy_model.prototxt",
@@ -50,6 +53,77 @@ def test_the_whole_flow_writes_five_files(flow, run_opencv):
     wanted = forward(flow.pair, {"data": data})
     found = forward(tuple(flow.folder / "out" / name for name in OUTPUTS[2:4]), {"data": data})
     assert (wanted * found).sum() / np.linalg.norm(wanted) / np.linalg.norm(found) > 0.99
+
+
+def cosine(one, two):
+    return float((one * two).sum() / np.linalg.norm(one) / np.linalg.norm(two))
+
+
+def calibrate_skipping(folder, run_opencv, **settings):
+    """Calibrate first -> BatchNorm -> second, where `first` stays float; return the float pair and the graph."""
+    text = """input: "data" input_shape { dim: 2 dim: 3 dim: 6 dim: 6 }
+    layer { name: "first" type: "Convolution" bottom: "data" top: "c"
+            convolution_param { num_output: 4 kernel_size: 3 } }
+    layer { name: "bn" type: "BatchNorm" bottom: "c" top: "c" }
+    layer { name: "second" type: "Convolution" bottom: "c" top: "out"
+            convolution_param { num_output: 4 kernel_size: 3 } }
+    """
+    rng = np.random.default_rng(31)
+
+    def values(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    blobs = {
+        "first": [values(4, 3, 3, 3) * 100, values(4)],
+        "bn": [values(4), np.float32([30000, 60000, 15000, 30000]), np.float32([1])],
+        "second": [values(4, 4, 3, 3), values(4)],
+    }
+    pair = small_net(folder / "net", text, blobs)
+    config, modified = folder / "config.json", (folder / "modified.prototxt", folder / "modified.caffemodel")
+    amct.create_quant_config(config, *pair, batch_num=2)
+    content = json.loads(config.read_text()) | settings
+    content["first"]["quant_enable"] = False
+    config.write_text(json.dumps(content))
+    graph = amct.init(config, *pair, folder / "record.txt")
+    amct.quantize_model(graph, *modified)
+    run_opencv(modified, [batch(number) for number in range(2)])
+    return pair, graph
+
+
+@pytest.mark.parametrize("settings", [{"skip_fusion_layers": ["first"]}, {"do_fusion": False}])
+def test_layers_that_stay_float_are_fused_in_the_twins_as_they_were_for_calibration(tmp_path, run_opencv, settings):
+    pair, graph = calibrate_skipping(tmp_path, run_opencv, **settings)
+    amct.save_model(graph, "Both", tmp_path / "out" / "model")
+    for name in (OUTPUTS[0], OUTPUTS[2]):
+        assert "bn" in {layer.name for layer in read_prototxt(tmp_path / "out" / name).layer}
+    twin = tuple(tmp_path / "out" / name for name in OUTPUTS[2:4])
+    data = {"data": batch(7)}
+    assert cosine(forward(pair, data), forward(twin, data)) > 0.99
+
+
+def test_the_record_of_a_layer_behind_a_skipped_one_fits_the_net_that_is_fused_without_knowing(tmp_path, run_opencv):
+    pair, _ = calibrate_skipping(tmp_path, run_opencv, skip_fusion_layers=["first"])
+    amct.convert_model(*pair, tmp_path / "record.txt", tmp_path / "out" / "model")
+    twin = tuple(tmp_path / "out" / name for name in OUTPUTS[2:4])
+    data = {"data": batch(7)}
+    assert cosine(forward(pair, data), forward(twin, data)) > 0.99
+
+
+@pytest.mark.parametrize("victim", ["net", "record"])
+def test_the_twins_replace_no_input_of_the_calibration(tmp_path, run_opencv, victim):
+    names = OUTPUTS[0], "model_deploy_model.caffemodel"
+    pair, graph = calibrate_skipping(tmp_path, run_opencv)
+    (tmp_path / "out").mkdir()
+    taken = [tmp_path / "out" / name for name in names]
+    for file, target in zip(pair, taken, strict=True):
+        target.write_bytes(file.read_bytes())
+    record = tmp_path / "out" / "model_quant.json"
+    record.write_bytes(graph.record.read_bytes())
+    changes = {"model": taken[0], "weights": taken[1]} if victim == "net" else {"record": record}
+    before = {path: path.read_bytes() for path in (*taken, record)}
+    with pytest.raises(OutputPathError, match="input"):
+        amct.save_model(replace(graph, **changes), "Both", tmp_path / "out" / "model")
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.parametrize(("save_type", "flavors"), [("fakequant", 2), ("DEPLOY", 2)])
@@ -299,6 +373,52 @@ def test_inputs_are_not_overwritten(flow):
         amct.quantize_model(flow.init(), flow.modified[0], flow.modified[0])
     with pytest.raises(OutputPathError, match="is an input of this call"):
         amct.init(flow.config, *flow.pair, flow.pair[1])
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3, 4])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_failure_of_quantize_model_leaves_everything_as_it_was(flow, run_opencv, monkeypatch, failing, begun):
+    graph = flow.start() if begun else flow.init()
+    if begun:
+        run_opencv(flow.modified, [batch(0)])
+    before = snapshot(flow.folder)
+    moves = []
+
+    def put(staged, target, undo):
+        moves.append(target)
+        placing.put(staged if len(moves) < failing else staged.with_name("gone"), target, undo)
+
+    monkeypatch.setattr("twinquant_caffe.modified.quantize.put", put)
+    with pytest.raises(OutputWriteError, match="earlier outputs are unchanged"):
+        amct.quantize_model(graph, *flow.modified)
+    assert len(moves) == failing
+    assert snapshot(flow.folder) == before
+    if begun:
+        run_opencv(flow.modified, [batch(1), batch(2)])
+        amct.save_model(graph, "Both", flow.folder / "out" / "model")
+
+
+def test_a_folder_is_no_target_of_quantize_model(flow):
+    graph = flow.init()
+    (flow.folder / "taken").mkdir()
+    for files in ((flow.modified[0], flow.folder / "taken"), (flow.folder / "taken", flow.modified[1])):
+        with pytest.raises(OutputPathError, match=r"'.*taken' is a folder; give the path of the file"):
+            amct.quantize_model(graph, *files)
+    assert not list((flow.folder / "taken").iterdir())
+    assert not flow.record.exists() and not flow.batches.exists()
+
+
+def test_the_files_of_a_modified_net_may_lie_in_different_new_folders(flow, run_opencv):
+    pair = flow.folder / "one" / "m.prototxt", flow.folder / "two" / "m.caffemodel"
+    amct.quantize_model(flow.init(), *pair)
+    run_opencv(pair, [batch(number) for number in range(3)])
+    assert list(parse_record_file(flow.record).records) == LAYERS
+    assert folder_names(flow.folder / "one") == ["m.prototxt"]
+    assert folder_names(flow.folder / "two") == ["m.caffemodel"]
 
 
 def test_paths_count_from_where_init_was_called(flow, run_opencv, monkeypatch):

@@ -102,3 +102,17 @@ def test_a_folder_that_was_removed_stops_nothing(flow, layers):
     shutil.rmtree(flow.batches)
     run_batches(layers, range(3))
     assert flow.record.read_text().startswith("# calibration has not finished")
+
+
+def test_a_calibration_whose_folder_is_gone_warns_once(flow, layers, caplog):
+    run_batches(layers, range(1))
+    shutil.rmtree(flow.batches)
+    run_batches(layers[:1], range(3))
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "record.txt is not complete" in record.getMessage() and "call quantize_model again" in record.getMessage()
+
+
+def test_a_complete_calibration_has_no_folder_and_warns_of_nothing(flow, layers, caplog):
+    run_batches(layers, range(5))
+    assert not flow.batches.exists()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]

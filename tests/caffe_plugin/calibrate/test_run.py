@@ -78,6 +78,29 @@ def test_an_unknown_layer_that_is_needed_is_named(tmp_path):
         open_net(net, [BlobVersion("z", 0)])({"data": values(1, 2, 5, 5)})
 
 
+@pytest.mark.parametrize("fields", ['fork_param { text: "x" a: 1 [ext.x]: 3 }', 'fork_text: "x"', 'f { g { h: "x" } }'])
+def test_texts_that_opencv_cannot_parse_do_not_hide_that_it_does_not_know_the_layer(tmp_path, fields):
+    text = HEAD + layer("fork", "OfAFork", "data", "y", fields)
+    with pytest.raises(UnsupportedModelError, match=r"type 'OfAFork' of the layer 'fork'.*dnn_registerLayer"):
+        open_net(load_net(small_net(tmp_path, text)), [BlobVersion("y", 0)])({"data": values(1, 2, 5, 5)})
+
+
+def test_a_text_in_a_fork_s_field_of_a_layer_that_opencv_knows_is_no_obstacle(tmp_path):
+    text = HEAD + layer("it", "ReLU", "data", "y", 'relu_param { negative_slope: 0.5 how: "fast" } note: "mine"')
+    data = values(1, 2, 5, 5)
+    found = open_net(load_net(small_net(tmp_path, text)), [BlobVersion("y", 0)])({"data": data})
+    np.testing.assert_allclose(found[BlobVersion("y", 0)], np.where(data > 0, data, data / 2))
+
+
+def test_a_slope_without_axes_runs_as_one_for_all_channels(tmp_path):
+    text = HEAD + layer("it", "PReLU", "data", "y", "prelu_param { channel_shared: true }")
+    data = values(1, 2, 5, 5)
+    net = load_net(small_net(tmp_path, text, {"it": [np.array(0.25, np.float32)]}))
+    assert net.layers[0].blobs[0].shape == ()
+    found = open_net(net, [BlobVersion("y", 0)])({"data": data})
+    np.testing.assert_allclose(found[BlobVersion("y", 0)], np.where(data > 0, data, data / 4))
+
+
 class Doubling:
     def __init__(self, params, blobs):
         self.factor = 2
@@ -108,6 +131,18 @@ def test_depthwise_convolutions_of_forks_run_as_grouped_ones(tmp_path, kind):
     data = values(1, 2, 5, 5)
     found = open_net(load_net(small_net(tmp_path, HEAD + depthwise, blobs)), [BlobVersion("y", 0)])({"data": data})
     wanted = forward(small_net(tmp_path / "grouped", HEAD + grouped, blobs), {"data": data})
+    np.testing.assert_allclose(found[BlobVersion("y", 0)], wanted, atol=1e-6)
+
+
+def test_a_depthwise_convolution_of_several_outputs_a_group_runs_as_it_says(tmp_path):
+    blobs = {"it": [values(4, 1, 3, 3), values(4)]}
+    text = "convolution_param { num_output: 4 group: 2 kernel_size: 3 }"
+    data = values(1, 2, 5, 5)
+    net = load_net(small_net(tmp_path, HEAD + layer("it", "DepthwiseConvolution", "data", "y", text), blobs))
+    found = open_net(net, [BlobVersion("y", 0)])({"data": data})
+    wanted = forward(
+        small_net(tmp_path / "grouped", HEAD + layer("it", "Convolution", "data", "y", text), blobs), {"data": data}
+    )
     np.testing.assert_allclose(found[BlobVersion("y", 0)], wanted, atol=1e-6)
 
 

@@ -114,6 +114,20 @@ TEXT_RULES = {
         r"layer 'fc' .* its weight must have the shape \[7, 250\], got \[5, 250\]",
     ),
     "another kernel": ("num_output: 6 kernel_size: 3 pad: 1", "num_output: 6 kernel_size: 5", r"shape \[6, 2, 5, 5\]"),
+    "the same quantization twice": (
+        'layer { name: "join"',
+        'layer { name: "more" type: "Quant" bottom: "data" top: "more" quant_param { scale: 32 offset: "\\371" } }\n'
+        'layer { name: "join"',
+        r"'more' \(Quant\) makes the same integers as layer 'left_0_quant_layer'",
+    ),
+    "a float layer without its weight": (
+        'layer { name: "prob"',
+        'layer { name: "more" type: "Convolution" bottom: "sum" top: "more" '
+        'convolution_param { num_output: 2 kernel_size: 1 } }\nlayer { name: "prob"',
+        r"layer 'more' \(Convolution\) has no parameters in the caffemodel",
+    ),
+    "a scale that no float32 can be": ("scale: 32.0", "scale: 1e60", "scale must be above 0 and finite"),
+    "an offset without quotes": (r'offset: "\371"', "offset: -7", "the field 'offset' has to be a text in quotes"),
     "a bias that is not wanted": ("num_output: 5", "num_output: 5 bias_term: false", "1 parameters are needed"),
 }
 
@@ -129,6 +143,42 @@ def re_search(pattern, text):
     import re
 
     return re.search(pattern, text)
+
+
+def test_a_field_that_cannot_be_read_does_not_hide_what_else_is_wrong(refused):
+    text = "\n".join(refused(r'offset: "\371"', "offset: -7 scale { }", change=shifted))
+    assert "the field 'offset'" in text or "the field 'scale'" in text
+    assert "the bits above the scale" in text
+    assert len(refused(r'offset: "\371"', "offset: -7")) == 1
+    text = "\n".join(refused("dim: 2 dim: 4", "dim: two dim: 4", change=shifted))
+    assert "the field 'dim' has to be a whole number" in text
+    assert "the bits above the scale" in text
+
+
+@pytest.mark.parametrize(("parameters", "wrong"), [("", 1), ("param { name: 'w' }", 0)])
+def test_a_layer_may_have_the_parameters_of_another_one(refused, parameters, wrong):
+    layer = f'layer {{ name: "more" type: "PReLU" bottom: "sum" top: "more" {parameters} }}'
+    assert len(refused('layer { name: "prob"', layer + '\nlayer { name: "prob"')) == wrong
+
+
+def test_a_scale_by_another_blob_needs_no_parameters(refused):
+    layer = 'layer { name: "more" type: "Scale" bottom: "sum" bottom: "sum" top: "more" }'
+    assert refused('layer { name: "prob"', layer + '\nlayer { name: "prob"') == []
+
+
+def test_quantizations_of_the_same_blob_before_and_after_an_in_place_layer_differ(refused):
+    quant = 'layer {{ name: "{0}" type: "Quant" bottom: "sum" top: "{0}" quant_param {{ scale: 9 offset: "a" }} }}\n'
+    relu = 'layer { name: "relu" type: "ReLU" bottom: "sum" top: "sum" }\n'
+    problems = refused(
+        'layer { name: "prob"', quant.format("one") + relu + quant.format("two") + 'layer { name: "prob"'
+    )
+    assert all("is read by no layer" in problem for problem in problems) and len(problems) == 2
+
+
+def test_a_net_without_quantizations_is_no_deploy_net(tmp_path):
+    float_net = varied_net(tmp_path)
+    assert check_deploy(*float_net) == ["the net has no Quant layer, so it is no deploy net"]
+    assert check_deploy(*float_net, quantized=False) == []
 
 
 def blob_of(name, index=0):
@@ -283,7 +333,7 @@ def test_a_damaged_caffemodel_is_an_error(accepted, tmp_path, content):
 
 def test_a_pair_that_would_be_refused_never_lands(tmp_path, monkeypatch):
     source = varied_net(tmp_path / "in")
-    monkeypatch.setattr("twinquant_caffe.twin_files.check_deploy", lambda *_: ["a rule is broken"])
+    monkeypatch.setattr("twinquant_caffe.twin_files.check_deploy", lambda *_, **__: ["a rule is broken"])
     with pytest.raises(
         UnsupportedModelError, match="would refuse the deploy net, nothing is written:\n  a rule is broken"
     ):

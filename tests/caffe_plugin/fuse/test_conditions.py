@@ -1,11 +1,16 @@
 """When nothing is folded, and what is told about what was."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from nets import small_net
+from twin_nets import records
 
+from twinquant.errors import RecordLayerError
 from twinquant_caffe.fuse import fuse_net
 from twinquant_caffe.load import load_net
+from twinquant_caffe.prepare import prepare_net
 
 HEAD = 'input: "data" input_shape { dim: 2 dim: 4 dim: 6 dim: 6 }\n'
 CONV = (
@@ -57,6 +62,18 @@ def test_a_scale_behind_a_blob_that_someone_else_reads_stays(tmp_path):
     assert [entry.name for entry in net.layers] == ["conv", "scale", "sum"]
 
 
+def test_a_prepared_net_stays_as_it_is_and_records_of_folded_layers_are_still_refused(tmp_path):
+    text = CONV + layer("bn", "BatchNorm", "c", "b") + layer("relu", "ReLU", "b", "b")
+    net = replace(load_net(small_net(tmp_path, HEAD + text, {"conv": ONES, "bn": NORM})), prepared=True)
+    factors = {"conv": (0.5, 0, [0.25])}
+    assert prepare_net(net, records(factors)) is net
+    assert prepare_net(net.with_layers(net.layers), records(factors)).layer("bn")
+    folded = replace(fuse_net(net, ())[0], prepared=True)
+    assert prepare_net(folded, records(factors)) is folded
+    with pytest.raises(RecordLayerError, match="record 'bn': the layer is folded into 'conv'"):
+        prepare_net(folded, records(factors | {"bn": (0.5, 0, [0.25])}))
+
+
 def test_a_layer_between_them_keeps_them_apart(tmp_path):
     text = CONV + layer("relu", "ReLU", "c", "c") + layer("bn", "BatchNorm", "c", "b")
     assert not fused(tmp_path, text, {"conv": ONES, "bn": NORM})[1]
@@ -65,6 +82,21 @@ def test_a_layer_between_them_keeps_them_apart(tmp_path):
 def test_skipped_layers_are_left_alone(tmp_path):
     text = CONV + layer("bn", "BatchNorm", "c", "b")
     assert not fused(tmp_path, text, {"conv": ONES, "bn": NORM}, skip=("conv",))[1]
+
+
+@pytest.mark.parametrize("behind", [1, 2])
+def test_what_a_skipped_layer_does_not_take_is_not_given_to_the_next_one(tmp_path, behind):
+    """Else the weight of `next` would depend on whether it is known that `conv` was skipped."""
+    text = (
+        CONV
+        + layer("bn", "BatchNorm", "c", "b")
+        + (layer("scale", "Scale", "b", "b") if behind == 2 else "")
+        + layer("next", "Convolution", "b", "n", "convolution_param { num_output: 4 kernel_size: 1 }")
+    )
+    blobs = {"conv": ONES, "bn": NORM, "next": ONES} | ({"scale": [NORM[0]]} if behind == 2 else {})
+    net, names = fused(tmp_path, text, blobs, skip=("conv",))
+    assert not names
+    assert len(net.layers) == 2 + behind
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from nets import read_prototxt, small_net
+from nets import read_caffemodel, read_prototxt, small_net
 from twin_nets import FACTORS, VARIED, records, save, varied_blobs, varied_net
 
 import twinquant
 from twinquant.errors import ModelContentError, RecordLayerError, UnsupportedModelError
+from twinquant_caffe.prototxt import parse_prototxt
 
 FIVE = {
     "fake_quant_model.prototxt",
@@ -132,6 +133,41 @@ def test_quant_json_is_as_the_tools_read_it(normalized, tmp_path):
             }
         ],
     }
+
+
+def test_quant_json_tells_what_a_float_layer_stands_for(tmp_path):
+    text = NORMALIZED + (
+        'layer { name: "conv2" type: "Convolution" bottom: "conv1" top: "conv2" '
+        "convolution_param { num_output: 1 kernel_size: 1 bias_term: false } }"
+    )
+    one = np.ones(2, np.float32)
+    blobs = {"conv1": [np.ones((2, 2, 1, 1), np.float32)], "bn1": [one, one, one[:1]], "scale1": [one, one]}
+    source = small_net(tmp_path / "in", text, blobs | {"conv2": [np.ones((1, 2, 1, 1), np.float32)]})
+    output = save(source, tmp_path / "out", {"conv2": (0.5, 0, [0.25])})
+    ops = {op["name"]: op for op in json.loads(output.sidecars[0].read_text())["graph"][0]["op"]}
+    assert ops["conv1"]["attr"][0]["value"]["list"]["s"] == ["conv1", "bn1", "scale1"]
+    assert ops["conv2"]["attr"][0]["value"]["list"]["s"] == ["conv2"]
+    assert ops["relu1"]["attr"] == []
+
+
+@pytest.mark.parametrize("flavor", ["deploy", "fake_quant"])
+def test_the_caffemodel_says_nothing_about_a_fused_layer_that_its_prototxt_contradicts(normalized, tmp_path, flavor):
+    # field 106 is convolution_param, in which 1 is num_output and 2 bias_term; 6 is param, in which 1 is name
+    convolution, shared = b"\xd2\x06\x04\x08\x02\x10\x00", b"\x32\x03\x0a\x01w"
+    model = read_caffemodel(normalized[1])
+    next(layer for layer in model.layer if layer.name == "conv1").MergeFromString(convolution + shared + b"\x50\x01")
+    normalized[1].write_bytes(model.SerializeToString())
+    normalized[0].write_text(
+        normalized[0].read_text().replace('top: "conv1"\n  conv', 'top: "conv1" param { name: "w" }\n  conv')
+    )
+    output = save(normalized, tmp_path / "out", {"conv1": (0.5, 0, [0.25])})
+    files = getattr(output, flavor).files
+    text = next(layer for layer in parse_prototxt(files[0]).messages("layer") if layer.text("name") == "conv1")
+    assert not text.message("convolution_param").has("bias_term")
+    stored = next(layer for layer in read_caffemodel(files[1]).layer if layer.name == "conv1")
+    assert (stored.phase, len(stored.param), len(stored.blobs)) == (1, 0, 2)
+    assert b"\xd2\x06\x02\x08\x02" in stored.SerializeToString()
+    assert b"\x08\x02\x10\x00" not in stored.SerializeToString()
 
 
 def test_quant_json_has_an_op_for_every_deploy_layer_in_order(source, tmp_path):

@@ -86,6 +86,26 @@ def test_data_loss_and_accuracy_layers_are_stripped(tmp_path, data, shape):
     }
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        'input: "data" input: "label" input_shape { dim: 1 dim: 3 dim: 5 dim: 6 } input_shape { dim: 1 }',
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 5 dim: 6 } } }\n'
+        'layer { name: "label" type: "Input" top: "label" input_param { shape { dim: 1 } } }',
+    ],
+)
+def test_inputs_for_stripped_layers_only_are_stripped_too(tmp_path, head):
+    inputs, names, _ = shown(saved(tmp_path, head, TRAINING).deploy.model)
+    assert inputs == {("data",): (1, 3, 5, 6)}
+    assert names == ["data", "conv_0_quant_layer", "conv", "conv_dequant_layer"]
+
+
+def test_an_input_that_no_layer_reads_stays(tmp_path):
+    head = 'input: "data" input: "more" input_shape { dim: 1 dim: 3 dim: 5 dim: 6 } input_shape { dim: 1 }'
+    inputs, _, _ = shown(saved(tmp_path, head).deploy.model)
+    assert set(inputs) == {("data",), ("more",)}
+
+
 def test_a_data_layer_without_a_shape_is_an_error_that_says_what_to_do(tmp_path):
     head = 'layer { name: "train" type: "Data" top: "data" top: "label" data_param { batch_size: 2 } }'
     with pytest.raises(UnsupportedModelError, match="replace it by an Input layer with a shape"):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from twin_nets import rounded
 
-from twinquant_caffe.insert.weights import BlobField, QuantizedValues, pack_integers, scale_table
+from twinquant_caffe.insert.weights import QuantizedValues, pack_integers, scale_table
+from twinquant_caffe.schema import DATA, INT8_DATA, INT32_DATA, UINT64_DATA
 from twinquant_caffe.values import ArrayValues
 
 
@@ -23,8 +24,8 @@ def test_a_weight_of_many_blocks(shape, per_channel):
     scale = rng.uniform(0.005, 0.02, shape[0] if per_channel else 1).astype(np.float32)
     expected = rounded(weight, scale.reshape(-1, 1, 1, 1))
     view = (shape[0], 1, weight.size // shape[0])
-    assert payload(weight, scale, view, BlobField.INT8) == expected.tobytes()
-    assert payload(weight, scale, view, BlobField.DATA) == expected.astype("<f4").tobytes()
+    assert payload(weight, scale, view, INT8_DATA) == expected.tobytes()
+    assert payload(weight, scale, view, DATA) == expected.astype("<f4").tobytes()
 
 
 def test_a_deconvolution_of_many_blocks():
@@ -35,12 +36,12 @@ def test_a_deconvolution_of_many_blocks():
     for row in range(12):
         for column in range(50):
             expected[row, column] = rounded(weight[row, column], scale[row // 3 * 50 + column])
-    assert payload(weight, scale, (12, 50, 400), BlobField.INT8, groups=4) == expected.tobytes()
+    assert payload(weight, scale, (12, 50, 400), INT8_DATA, groups=4) == expected.tobytes()
 
 
 def test_packed_integers_are_varints_and_negative_ones_take_ten_bytes():
-    packed = pack_integers(BlobField.INT32, np.array([0, 127, 128, -1], np.int32))
+    packed = pack_integers(INT32_DATA, np.array([0, 127, 128, -1], np.int32))
     assert b"".join(packed.payload()) == b"\x00\x7f\x80\x01" + b"\xff" * 9 + b"\x01"
     assert packed.payload_size == 14
-    packed = pack_integers(BlobField.UINT64, np.array([1 << 63], np.uint64))
+    packed = pack_integers(UINT64_DATA, np.array([1 << 63], np.uint64))
     assert b"".join(packed.payload()) == b"\x80" * 9 + b"\x01"

@@ -25,7 +25,7 @@ def test_a_convolution_tells_what_the_plan_needs(tmp_path):
     info = describe(
         tmp_path, "Convolution", "convolution_param { num_output: 6 kernel_size: 3 group: 2 }", (6, 2, 3, 3), (6,)
     )
-    assert (info.kind, info.refusal, info.activation) == (LayerKind.CONV, None, "data")
+    assert (info.kind, info.refusal, info.activation) == (LayerKind.CONV, None, "0:data")
     assert (info.out_channels, info.has_bias, info.weight_shape) == (6, True, (6, 2, 3, 3))
     assert info.input_shape == (4, 6, 6)
 
@@ -35,6 +35,19 @@ def test_the_depthwise_convolutions_of_forks_need_no_group(tmp_path, kind):
     info = describe(tmp_path, kind, "convolution_param { num_output: 4 kernel_size: 3 bias_term: false }", (4, 1, 3, 3))
     assert (info.kind, info.refusal, info.out_channels) == (LayerKind.CONV, None, 4)
     assert not info.has_bias
+
+
+@pytest.mark.parametrize("kind", ["DepthwiseConvolution", "ConvolutionDepthwise"])
+def test_the_depthwise_convolutions_of_forks_have_several_outputs_a_group_where_they_say_so(tmp_path, kind):
+    info = describe(tmp_path, kind, "convolution_param { num_output: 8 kernel_size: 3 group: 4 }", (8, 1, 3, 3), (8,))
+    assert (info.kind, info.refusal, info.out_channels) == (LayerKind.CONV, None, 8)
+
+
+@pytest.mark.parametrize("axis", [2, -2])
+def test_a_convolution_along_another_axis_has_its_channels_there(tmp_path, axis):
+    text = f"convolution_param {{ num_output: 5 kernel_size: 3 axis: {axis} }}"
+    info = describe(tmp_path, "Convolution", text, (5, 6, 3), (5,))
+    assert info.refusal
 
 
 def test_a_kernel_given_as_height_and_width_is_two_dimensional(tmp_path):
@@ -159,6 +172,19 @@ def test_in_place_layers_give_later_readers_another_activation(tmp_path):
         + 'layer { name: "a" type: "Pooling" bottom: "data" top: "x" pooling_param { pool: AVE kernel_size: 1 } }'
         + 'layer { name: "b" type: "Pooling" bottom: "x" top: "y" pooling_param { pool: AVE kernel_size: 1 } }'
         + 'layer { name: "r" type: "ReLU" bottom: "x" top: "x" }'
+        + 'layer { name: "c" type: "Pooling" bottom: "x" top: "z" pooling_param { pool: AVE kernel_size: 1 } }'
+    )
+    infos = {info.name: info for info in describe_layers(load_net(small_net(tmp_path, text)))}
+    assert infos["b"].activation != infos["c"].activation
+
+
+def test_blobs_whose_names_look_like_versions_of_others_are_other_activations(tmp_path):
+    text = (
+        HEAD
+        + 'layer { name: "s" type: "Sigmoid" bottom: "data" top: "x:1" }'
+        + 'layer { name: "t" type: "TanH" bottom: "data" top: "x" }'
+        + 'layer { name: "r" type: "ReLU" bottom: "x" top: "x" }'
+        + 'layer { name: "b" type: "Pooling" bottom: "x:1" top: "y" pooling_param { pool: AVE kernel_size: 1 } }'
         + 'layer { name: "c" type: "Pooling" bottom: "x" top: "z" pooling_param { pool: AVE kernel_size: 1 } }'
     )
     infos = {info.name: info for info in describe_layers(load_net(small_net(tmp_path, text)))}

@@ -49,6 +49,14 @@ def test_a_shape_is_what_opencv_computes(tmp_path, name):
     assert found == forward(pair, {"data": np.zeros((2, 4, 7, 9), np.float32)}).shape
 
 
+@pytest.mark.parametrize(("padding", "height"), [("pad_h: 0 pad_w: 1", 2), ("", 3)])
+def test_a_last_window_beyond_the_image_is_left_out_on_both_axes_if_either_is_padded(tmp_path, padding, height):
+    """By PoolingLayer::Reshape of Caffe: ceil((7 - 1) / 4) + 1 = 3 windows, of which the last one starts at 8 >= 7."""
+    param = f"pool: AVE kernel_h: 1 kernel_w: 3 stride_h: 4 stride_w: 2 {padding}"
+    text = f'{HEAD}layer {{ name: "it" type: "Pooling" bottom: "data" top: "it" pooling_param {{ {param} }} }}'
+    assert infer_shapes(load_net(small_net(tmp_path, text)))[BlobVersion("it", 0)][2] == height
+
+
 def test_concat_adds_the_lengths_along_its_axis(tmp_path):
     text = HEAD + (
         'layer { name: "a" type: "ReLU" bottom: "data" top: "a" }'

@@ -40,6 +40,8 @@ def test_every_beginning_of_a_caffemodel_is_refused(pair):
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
         (b"<!DOCTYPE html><html>", "web page"),
+        (b'name: "net"\nlayer { name: "a" type: "ReLU" }\n', "it is a text file, perhaps a prototxt"),
+        (b"# a comment\n", "it is a text file, perhaps a prototxt"),
         (bytes(range(256)), "truncated or no caffemodel"),
     ],
 )
@@ -119,3 +121,32 @@ def test_what_is_wrong_with_the_prototxt_is_said_without_a_look_at_the_caffemode
     pair[1].write_bytes(b"not even protobuf")
     with pytest.raises(ModelFileError, match="reads the blob 'nothing'"):
         load_net(pair)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "least"),
+    [
+        ("Convolution", "kernel_size: 0", 1),
+        ("Convolution", "kernel_size: 1 stride: 0", 1),
+        ("Deconvolution", "kernel_h: 0 kernel_w: 1", 1),
+        ("DepthwiseConvolution", "kernel_size: 1 pad: -1", 0),
+        ("Convolution", "kernel_size: 1 dilation: 0", 1),
+        ("Pooling", "pad_w: -2 pad_h: 0 kernel_size: 2", 0),
+        ("Pooling", "kernel_size: 2 stride_h: 0 stride_w: 1", 1),
+    ],
+)
+def test_a_window_that_caffe_does_not_take_is_refused_with_layer_and_field(tmp_path, kind, field, least):
+    parameter = "pooling_param" if kind == "Pooling" else "convolution_param"
+    text = f'layer {{ name: "it" type: "{kind}" bottom: "x" top: "y" {parameter} {{ {field} }} }}'
+    name, value = next(
+        (name, value)
+        for name, value in zip(field.replace(":", "").split()[::2], field.split()[1::2], strict=True)
+        if int(value) < least
+    )
+    with pytest.raises(ModelFileError, match=rf"layer 'it' \({kind}\): {name} has to be at least {least}, got {value}"):
+        load_net(nets.small_net(tmp_path, HEAD + text))
+
+
+def test_the_window_of_a_global_pooling_does_not_count(tmp_path):
+    text = 'layer { name: "it" type: "Pooling" bottom: "x" top: "y" pooling_param { stride: 0 global_pooling: true } }'
+    assert load_net(nets.small_net(tmp_path, HEAD + text)).layers

@@ -23,7 +23,7 @@ def names(folder: Path) -> set[str]:
 def test_an_output_may_not_replace_an_input(toy, tmp_path, snapshot):
     toy.save(tmp_path, 1)
     before = snapshot(tmp_path)
-    with pytest.raises(OutputPathError, match=r"deploy_model\.toy' would replace an input .* another save_path"):
+    with pytest.raises(OutputPathError, match=r"deploy_model\.toy' would replace an input .* another path"):
         toy.save(tmp_path, 2, inputs=[tmp_path / "deploy_model.toy"])
     assert snapshot(tmp_path) == before
 

@@ -15,6 +15,9 @@ from twinquant.registry import Capability, Framework, select_framework
 
 __all__ = ["run"]
 
+_STEM = f"{Flavor.DEPLOY.value}_model"
+"""How the names of deploy models end, before their suffix. The prefix may itself end like that."""
+
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Print what the device compiler would refuse, a line each, and the verdict; 1 if there is anything."""
@@ -40,8 +43,8 @@ def _open(given: str, name: str | None) -> tuple[Framework, Path]:
         return framework, path
     target = parse_save_path(given)
     recover(target.folder)
-    start = f"{target.prefix}_{Flavor.DEPLOY.value}" if target.prefix else Flavor.DEPLOY.value
-    found = [file for file in sorted(_files(target.folder)) if file.name.startswith(start)]
+    stem = f"{target.prefix}_{_STEM}" if target.prefix else _STEM
+    found = [file for file in sorted(_files(target.folder)) if file.stem == stem]
     for file, framework in _readers(found, name):
         if Capability.CHECK in framework.capabilities:
             return framework, file
@@ -49,8 +52,8 @@ def _open(given: str, name: str | None) -> tuple[Framework, Path]:
         shown = ", ".join(file.name for file in found)
         raise CapabilityError(f"no installed plugin can check the deploy model that {given!r} means: {shown}")
     raise ModelFileError(
-        f"there is no deploy model {str(target.folder / start)!r}...: give the save_path of a save that wrote one, or "
-        "the deploy model's file"
+        f"there is no deploy model {str(target.folder / stem)!r} with any ending: give the save_path of a save that "
+        "wrote one, or the deploy model's file"
     )
 
 

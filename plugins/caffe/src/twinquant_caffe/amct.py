@@ -153,7 +153,8 @@ def save_model(graph: Any, save_type: str, save_path: StrPath) -> None:
     checked = _checked(graph)
     flavors_of(save_type)
     records = finished_records(checked)
-    _save_model((checked.model, checked.weights), records, save_path, save_type=save_type, framework="caffe")
+    net, _ = checked.load()
+    _save_model(net, records, save_path, save_type=save_type, framework="caffe")
 
 
 def convert_model(

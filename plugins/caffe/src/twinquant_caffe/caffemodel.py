@@ -12,14 +12,29 @@ import numpy as np
 from twinquant.errors import ModelFileError, UnsupportedModelError
 from twinquant.wire import FIXED32, FIXED64, LENGTH_DELIMITED, VARINT, WireError, fields, read_varint
 from twinquant_caffe.net import Blob
-from twinquant_caffe.values import DATA, DOUBLE_DATA, INT8_DATA, INT32_DATA, UINT64_DATA, FileValues, Span
+from twinquant_caffe.schema import (
+    BLOB_LENGTHS,
+    BLOB_SHAPE,
+    DATA,
+    DOUBLE_DATA,
+    INT8_DATA,
+    INT32_DATA,
+    LAYER_BLOBS,
+    LAYER_BOTTOM,
+    LAYER_NAME,
+    LAYER_TOP,
+    LAYER_TYPE,
+    NET_LAYER,
+    NET_OLD_LAYERS,
+    SHAPE_DIM,
+    UINT64_DATA,
+)
+from twinquant_caffe.values import FileValues, Span
 
 __all__ = ["Caffemodel", "StoredLayer", "read_caffemodel"]
 
-_LEGACY_LENGTHS = (1, 2, 3, 4)
-_SHAPE = 7
 _RAW_TYPE, _RAW_DATA = 10, 12
-"""Fields of BlobProto. The raw ones are those of NVIDIA's fork: they share numbers with integers of deploy nets."""
+"""Fields of BlobProto in NVIDIA's fork: they share numbers with integers of deploy nets."""
 
 _INTEGERS = frozenset({INT8_DATA, INT32_DATA, UINT64_DATA})
 _DROPPED = frozenset({6, 9, 11, 13})
@@ -37,6 +52,8 @@ _STRANGERS = {
     b"version https://git-lfs": "it is a pointer of Git LFS; fetch the file itself with `git lfs pull`",
     b"<": "it is a web page; the download went wrong",
 }
+_HEAD_BYTES = 1024
+_TEXT = frozenset(b"\t\n\r") | frozenset(range(0x20, 0x7F))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,10 +94,10 @@ class _LayerFields:
     carries_rest: bool
 
 
-_LAYER, _V1_LAYER = 100, 2
+_OURS = frozenset({LAYER_NAME, LAYER_TYPE, LAYER_BOTTOM, LAYER_TOP, LAYER_BLOBS})
 _SCHEMAS = {
-    _LAYER: _LayerFields(1, 7, frozenset({1, 2, 3, 4, 7}), carries_rest=True),
-    _V1_LAYER: _LayerFields(4, 6, frozenset({2, 3, 4, 5, 6}), carries_rest=False),
+    NET_LAYER: _LayerFields(LAYER_NAME, LAYER_BLOBS, _OURS, carries_rest=True),
+    NET_OLD_LAYERS: _LayerFields(4, 6, frozenset({2, 3, 4, 5, 6}), carries_rest=False),
 }
 """By the number of NetParameter's field. The parameters of old layers have other numbers: they are not carried over."""
 
@@ -114,8 +131,12 @@ def read_caffemodel(path: Path) -> Caffemodel:
 def _stranger(path: Path) -> str:
     """Say what a file is that is no caffemodel, where its first bytes tell."""
     with path.open("rb") as file:
-        head = file.read(64)
-    return next((what for start, what in _STRANGERS.items() if head.startswith(start)), "")
+        head = file.read(_HEAD_BYTES)
+    if known := next((what for start, what in _STRANGERS.items() if head.startswith(start)), ""):
+        return known
+    if head and _TEXT.issuperset(head):
+        return "it is a text file, perhaps a prototxt; give the binary .caffemodel"
+    return ""
 
 
 class _Window:
@@ -149,16 +170,17 @@ class _Reader:
         self._size = file.seek(0, 2)
 
     def net(self) -> Caffemodel:
-        layers: dict[int, list[StoredLayer]] = {_LAYER: [], _V1_LAYER: []}
+        layers: dict[int, list[StoredLayer]] = {NET_LAYER: [], NET_OLD_LAYERS: []}
         rest = bytearray()
         for number, wire_type, tag, body, stop in fields(self._data, 0, self._size):
             if number in layers and wire_type == LENGTH_DELIMITED:
                 layers[number].append(self._layer(body, stop, _SCHEMAS[number]))
             else:
                 rest += self._data.read(tag, stop)
-        found = layers[_LAYER] or layers[_V1_LAYER]
+        found = layers[NET_LAYER] or layers[NET_OLD_LAYERS]
         if not found:
-            raise ModelFileError(f"{self._where} holds no layer; is it the net's caffemodel?")
+            what = _stranger(self._path) or "is it the net's caffemodel?"
+            raise ModelFileError(f"{self._where} holds no layer; {what}")
         return Caffemodel(tuple(found), bytes(rest))
 
     def _layer(self, start: int, end: int, schema: _LayerFields) -> StoredLayer:
@@ -190,9 +212,9 @@ class _Reader:
         raw_type: int | None = None
         rest = bytearray()
         for number, wire_type, tag, body, stop in fields(self._data, start, end):
-            if number in _LEGACY_LENGTHS and wire_type == VARINT:
+            if number in BLOB_LENGTHS and wire_type == VARINT:
                 legacy[number] = self._number(body, stop)
-            elif (number, wire_type) == (_SHAPE, LENGTH_DELIMITED):
+            elif (number, wire_type) == (BLOB_SHAPE, LENGTH_DELIMITED):
                 shape += self._lengths(body, stop)
             elif (number, wire_type) == (_RAW_TYPE, VARINT):
                 raw_type = self._number(body, stop)
@@ -217,7 +239,7 @@ class _Reader:
             raise UnsupportedModelError(
                 f"{where}: holds integers, so this net is quantized already; give the float net it was made from"
             )
-        dims = tuple(legacy.get(number, 0) for number in _LEGACY_LENGTHS) if legacy else tuple(shape)
+        dims = tuple(legacy.get(number, 0) for number in BLOB_LENGTHS) if legacy else tuple(shape)
         field = DOUBLE_DATA if spans.get(DOUBLE_DATA) else DATA
         values = FileValues(self._path, tuple(spans.get(field, ())), _FLOATS[field])
         _check(dims, values.size, where)
@@ -232,9 +254,9 @@ class _Reader:
         """Return the lengths of a BlobShape, packed or not."""
         lengths = []
         for number, wire_type, _, body, stop in fields(self._data, start, end):
-            if number == 1 and wire_type == VARINT:
+            if number == SHAPE_DIM and wire_type == VARINT:
                 lengths.append(self._number(body, stop))
-            elif number == 1 and wire_type == LENGTH_DELIMITED:
+            elif number == SHAPE_DIM and wire_type == LENGTH_DELIMITED:
                 while body < stop:
                     lengths.append(self._number(body, stop))
                     body = read_varint(self._data, body, stop)[1]

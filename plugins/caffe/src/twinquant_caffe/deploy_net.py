@@ -15,7 +15,8 @@ from twinquant.errors import VerificationError
 from twinquant.numerics import unpack_dequant_parameter
 from twinquant_caffe.net import Blob, BlobVersion, CaffeNet, Layer, make_net
 from twinquant_caffe.prototxt import Message
-from twinquant_caffe.values import DATA, DOUBLE_DATA, INT8_DATA, INT32_DATA, UINT64_DATA, FileValues, Span
+from twinquant_caffe.schema import DATA, DOUBLE_DATA, INT8_DATA, INT32_DATA, UINT64_DATA
+from twinquant_caffe.values import FileValues, Span
 from twinquant_caffe.written import WrittenBlob, WrittenTwin, read_written
 
 __all__ = ["DeployLayer", "DeployNet", "DeployQuant", "connect", "read_deploy"]

@@ -10,8 +10,8 @@ from pathlib import Path
 from twinquant.errors import ModelFileError
 from twinquant_caffe.insert.python_style import MODULE_NAME
 from twinquant_caffe.prototxt import Message
+from twinquant_caffe.schema import INT8_DATA
 from twinquant_caffe.sources import PROTOTXT, source_files
-from twinquant_caffe.values import INT8_DATA
 from twinquant_caffe.written import WrittenTwin, read_written
 
 __all__ = ["inspect_net"]

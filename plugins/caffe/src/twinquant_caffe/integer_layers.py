@@ -13,7 +13,14 @@ from twinquant.errors import VerificationError
 from twinquant.numerics import quantize_activation
 from twinquant.verification import Accumulator, Window, convolve, convolve_transposed, multiply
 from twinquant_caffe.deploy_net import DeployLayer, DeployQuant
-from twinquant_caffe.geometry import CONVOLUTIONS, DECONVOLUTION, read_convolution, window
+from twinquant_caffe.geometry import (
+    CONVOLUTIONS,
+    DECONVOLUTION,
+    convolved_length,
+    pooled_lengths,
+    pooling_windows,
+    read_convolution,
+)
 
 __all__ = ["accumulate", "dequantize", "is_integral", "quantize", "result_shape", "spread"]
 
@@ -82,7 +89,7 @@ def _explained(layer: DeployLayer, shape: Shape) -> Iterator[None]:
     """Say which layer it is that parameters or an input do not fit."""
     try:
         yield
-    except (ValueError, IndexError, KeyError, TypeError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
         raise VerificationError(
             f"layer {layer.layer.name!r} ({layer.layer.type}) of the deploy net cannot be computed on an input of "
             f"shape {list(shape)}: {error}"
@@ -118,8 +125,8 @@ def _window(layer: DeployLayer, lengths: Shape) -> Window:
     strides, pads, dilations = (_pair(values) for values in (param.stride, param.pad, param.dilation))
     transposed = layer.layer.type == DECONVOLUTION
     out_shape = tuple(
-        step * (n - 1) + d * (k - 1) + 1 - 2 * pad if transposed else (n + 2 * pad - (d * (k - 1) + 1)) // step + 1
-        for n, k, step, pad, d in zip(lengths, kernel, strides, pads, dilations, strict=True)
+        convolved_length(*along, transposed=transposed)
+        for along in zip(lengths, kernel, strides, pads, dilations, strict=True)
     )
     return Window(strides, dilations, pads, out_shape, param.group)
 
@@ -127,19 +134,12 @@ def _window(layer: DeployLayer, lengths: Shape) -> Window:
 def _pooling_spans(layer: DeployLayer, lengths: Shape) -> list[list[tuple[int, int, int]]]:
     """Return the windows of a Pooling along both axes; see `_spans`."""
     param = layer.layer.message.message("pooling_param")
-    kernel, strides, pads = (
-        _pair(window(param, name, default)) for name, default in (("kernel_size", 0), ("stride", 1), ("pad", 0))
-    )
-    up = param.choice("round_mode", ("CEIL", "FLOOR")) == "CEIL" and param.flag("ceil_mode", True)
-    return [_spans(*axis, up=up) for axis in zip(lengths, kernel, strides, pads, strict=True)]
+    counts, windows = pooled_lengths(param, lengths), pooling_windows(param)
+    return [_spans(length, count, *along) for length, count, along in zip(lengths, counts, windows, strict=True)]
 
 
-def _spans(length: int, kernel: int, stride: int, pad: int, *, up: bool) -> list[tuple[int, int, int]]:
+def _spans(length: int, count: int, kernel: int, stride: int, pad: int) -> list[tuple[int, int, int]]:
     """Return the windows along one axis: from where to where they reach in the input, and how much they count."""
-    room = length + 2 * pad - kernel
-    count = (-(-room // stride) if up else room // stride) + 1
-    if pad and (count - 1) * stride >= length + pad:
-        count -= 1
     spans: list[tuple[int, int, int]] = []
     for index in range(count):
         start = index * stride - pad

@@ -19,10 +19,10 @@ Shapes = Mapping[BlobVersion, tuple[int, ...]]
 
 
 def describe_layers(net: CaffeNet) -> tuple[LayerInfo, ...]:
-    """Describe every layer, in order; `activation` is the text of the blob version that a layer reads.
+    """Describe every layer, in order; `activation` stands for the blob version that a layer reads.
 
     Raises:
-        ModelFileError: the weights of a layer that could be quantized do not fit its parameters.
+        ModelFileError: the weights of a layer do not fit its parameters or what it reads, in Caffe either.
     """
     shapes = infer_shapes(net)
     return tuple(_describe(layer, shapes) for layer in net.layers)
@@ -47,7 +47,7 @@ def _convolution(layer: Layer, shapes: Shapes) -> LayerInfo:
         raise _wrong(layer, f"its weight has the shape {_text(shape)}, but its kernel is {_text(kernel)}")
     if param.group < 1 or param.num_output % param.group or shape[0] % param.group:
         raise _wrong(layer, f"its channels cannot be cut into {param.group} groups")
-    given, taken = _channels(layer, shapes), shape[0] if transposed else shape[1] * param.group
+    given, taken = _channels(layer, shapes, param.axis), shape[0] if transposed else shape[1] * param.group
     if given is not None and given != taken:
         raise _wrong(layer, f"its weight is for {taken} input channels, but {layer.bottoms[0]!r} has {given}")
     return LayerInfo(
@@ -141,12 +141,16 @@ def _wiring_refusal(layer: Layer) -> str | None:
 
 
 def _activation(layer: Layer) -> str:
-    return str(layer.reads[0]) if layer.reads else ""
+    """Return a text that is another one for every tensor: blobs may be called anything, "a:1" too."""
+    if not layer.reads:
+        return ""
+    version = layer.reads[0]
+    return f"{version.version}:{version.blob}"
 
 
-def _channels(layer: Layer, shapes: Shapes) -> int | None:
+def _channels(layer: Layer, shapes: Shapes, axis: int) -> int | None:
     shape = shapes.get(layer.reads[0]) if layer.reads else None
-    return shape[1] if shape is not None and len(shape) > 1 else None
+    return shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
 
 
 def _input_shape(layer: Layer, shapes: Shapes) -> tuple[int, int, int] | None:

@@ -11,10 +11,12 @@ from typing import Any
 from twinquant.errors import ModelFileError, UnsupportedModelError
 from twinquant_caffe.caffemodel import Caffemodel, StoredLayer, read_caffemodel
 from twinquant_caffe.net import Blob, CaffeNet, Layer, make_net
+from twinquant_caffe.own_layers import kind_of_own_net
 from twinquant_caffe.parameters import check_parameters
 from twinquant_caffe.phase import in_test_phase
 from twinquant_caffe.prototxt import Field, Message, parse_prototxt
 from twinquant_caffe.sources import find_pair
+from twinquant_caffe.windows import check_windows
 
 __all__ = ["load_net"]
 
@@ -28,12 +30,14 @@ _MOST_NAMES = 10
 _logger = logging.getLogger(__name__)
 
 
-def load_net(source: Any) -> CaffeNet:
+def load_net(source: Any, *, float_only: bool = True) -> CaffeNet:
     """Load a net; its weights stay in the caffemodel, which must not change while the net is used.
 
     Args:
         source: a pair of paths, prototxt and caffemodel; a text with both and a comma between; or one of the two, whose
             partner has the same stem.
+        float_only: refuse the fake-quant nets and the modified nets that this package writes; False: they are read as
+            the nets of floats that they are, to be run.
 
     Returns:
         The net in its TEST phase, with everything in it, known or not.
@@ -49,6 +53,9 @@ def load_net(source: Any) -> CaffeNet:
         head, layers = _split(tree, prototxt)
         layers = [layer for layer in layers if in_test_phase(layer.message, head)]
         _refuse_quantized(layers, prototxt)
+        if float_only:
+            _refuse_own(layers, prototxt)
+        check_windows(layers)
         make_net(head, layers)  # what is wrong with the prototxt alone is said before the caffemodel is opened
         stored = read_caffemodel(caffemodel)
         layers = _with_blobs(layers, stored)
@@ -93,6 +100,15 @@ def _refuse_quantized(layers: Sequence[Layer], prototxt: Path) -> None:
             raise UnsupportedModelError(
                 f"prototxt {str(prototxt)!r} is quantized already: layer {layer.name!r} has the type {layer.type}; "
                 "give the float net it was made from"
+            )
+
+
+def _refuse_own(layers: Sequence[Layer], prototxt: Path) -> None:
+    for layer in layers:
+        if kind := kind_of_own_net(layer):
+            raise UnsupportedModelError(
+                f"prototxt {str(prototxt)!r} is {kind}, as the layer {layer.name!r} tells; give the float net it was "
+                "made from"
             )
 
 

@@ -117,6 +117,7 @@ class CaffeNet:
         rest: the encoded fields of the caffemodel that are no layers, to be carried through.
         files: the files the net was read from.
         fused: for a layer, what was folded into it and itself: the names of the original layers in their order.
+        prepared: records are about this net as it is: nothing more is folded.
     """
 
     head: Message
@@ -126,6 +127,7 @@ class CaffeNet:
     rest: bytes = b""
     files: tuple[Path, ...] = ()
     fused: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    prepared: bool = False
 
     def layer(self, name: str) -> Layer:
         """Return the layer of a name.
@@ -149,7 +151,7 @@ class CaffeNet:
             ModelFileError: a layer reads a blob that nobody writes before it, or writes one that another writes.
         """
         net = make_net(self.head, layers)
-        return replace(net, rest=self.rest, files=self.files, fused=self.fused)
+        return replace(net, rest=self.rest, files=self.files, fused=self.fused, prepared=self.prepared)
 
     def original_names(self, layer_name: str) -> tuple[str, ...]:
         """Return the names of the original layers that a layer stands for, in their order: its own without fusion."""

@@ -10,7 +10,7 @@ from twinquant.errors import ModelFileError
 from twinquant_caffe.net import Layer
 from twinquant_caffe.prototxt import Message
 
-__all__ = ["check_parameters"]
+__all__ = ["check_parameters", "needs_parameters"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,11 @@ def check_parameters(layers: Sequence[Layer], caffemodel: Path) -> None:
             raise ModelFileError(f"caffemodel {str(caffemodel)!r}, layer {layer.name!r}: {problem}")
 
 
+def needs_parameters(kind: str, bottoms: int) -> bool:
+    """Tell whether a layer of a type that reads so many blobs cannot be without parameters."""
+    return kind in _NEEDS and not (kind in _FACTORS and bottoms > 1)
+
+
 def _filters(parameter: str, axis: int) -> Callable[[Layer], _Need]:
     """Return what a layer with `num_output` and `bias_term` needs; its weight has the outputs along an axis."""
 
@@ -80,6 +85,10 @@ def _filters_problem(layer: Layer, message: Message, axis: int) -> str:
     if len(layer.blobs) > 1 and layer.blobs[1].meaning_shape(1) != (outputs,):
         return f"its bias has the shape {list(layer.blobs[1].shape)}; expected [{outputs}], as num_output is {outputs}"
     return ""
+
+
+_FACTORS = ("Scale", "Bias")
+"""Types whose factors may come from a second bottom."""
 
 
 def _batch_norm(layer: Layer) -> _Need:

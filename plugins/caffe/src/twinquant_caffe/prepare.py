@@ -13,10 +13,12 @@ __all__ = ["prepare_net"]
 def prepare_net(net: CaffeNet, records: RecordSet) -> CaffeNet:
     """Fold BatchNorm and Scale layers into all layers whose record does not say `skip_fusion`.
 
+    A net that is prepared already, as the one that was calibrated, stays as it is.
+
     Raises:
         RecordLayerError: a record names a layer that is folded into another.
     """
-    fused, _ = fuse_net(net, [record.key for record in records if record.skip_fusion])
+    fused = net if net.prepared else fuse_net(net, [record.key for record in records if record.skip_fusion])[0]
     left = {layer.name for layer in fused.layers}
     for host, originals in fused.fused:
         for record in records:

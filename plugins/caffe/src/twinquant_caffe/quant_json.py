@@ -30,7 +30,7 @@ def format_quant_json(net: CaffeNet, plan: QuantPlan) -> str:
 
 def _operations(net: CaffeNet, plan: QuantPlan) -> list[dict[str, Any]]:
     """Describe every layer of the deploy net, in order."""
-    originals: dict[str, tuple[str, ...]] = {}
+    originals = dict(net.fused)
     dequants: dict[str, str] = {}
     inserted = name_insertions(net, plan)
     for layer in plan:

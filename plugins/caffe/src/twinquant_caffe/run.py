@@ -18,7 +18,8 @@ from twinquant_caffe.geometry import CONVOLUTIONS, DECONVOLUTION, DEPTHWISE, rea
 from twinquant_caffe.insert.made import made_layer
 from twinquant_caffe.net import BlobVersion, CaffeNet, Layer, make_net
 from twinquant_caffe.opencv import import_opencv
-from twinquant_caffe.prototxt.tree import Message, make
+from twinquant_caffe.prototxt.literal import is_literal
+from twinquant_caffe.prototxt.tree import Field, Message, make
 from twinquant_caffe.write import write_net
 
 __all__ = ["RunNet", "open_net"]
@@ -29,6 +30,9 @@ RunNet = Callable[[Mapping[str, Array]], dict[BlobVersion, Array]]
 """Runs a net on one batch, float32 arrays by input name, and returns the wanted tensors: float32, in any order."""
 
 _TAP = "twinquant_tap_"
+_READ_TEXTS = ("name", "type", "bottom", "top", "python_param")
+"""Where OpenCV reads texts; what else it knows that holds some, such as a filler, is for training."""
+
 _UNKNOWN_LAYER = re.compile(r"Can't create layer \"(?P<name>[^\"]*)\" of type \"(?P<type>[^\"]*)\"")
 
 
@@ -134,7 +138,23 @@ def _for_opencv(layer: Layer, names: Mapping[BlobVersion, str]) -> Layer:
         message = message.replaced("type", kind).replaced("convolution_param", _explicit_convolution(layer))
     if layer.type == "Pooling":
         message = _with_rounding(message)
-    return replace(layer, type=kind, bottoms=bottoms, tops=tops, message=message, reads=(), writes=())
+    # OpenCV 4.14 takes a parameter without axes, as Caffe writes a shared slope, for one without values.
+    blobs = tuple(blob if blob.shape else replace(blob, shape=(1,)) for blob in layer.blobs)
+    message = _without_texts(message, kept=_READ_TEXTS)
+    return replace(layer, type=kind, bottoms=bottoms, tops=tops, message=message, blobs=blobs, reads=(), writes=())
+
+
+def _without_texts(message: Message, kept: Collection[str] = ()) -> Message:
+    """Leave out all texts in quotes: OpenCV 4.14 refuses a whole net for one in a field that it does not know."""
+    fields: list[Field] = []
+    for item in message:
+        if item.name in kept:
+            fields.append(item)
+        elif isinstance(item.value, Message):
+            fields.append(replace(item, value=_without_texts(item.value)))
+        elif not is_literal(item.value.text):
+            fields.append(item)
+    return message if tuple(fields) == message.fields else Message(tuple(fields), message.comments)
 
 
 def _explicit_convolution(layer: Layer) -> Message:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import prod
 
-from twinquant_caffe.geometry import CONVOLUTIONS, DECONVOLUTION, read_convolution, window
+from twinquant_caffe.geometry import CONVOLUTIONS, DECONVOLUTION, convolved_length, pooled_lengths, read_convolution
 from twinquant_caffe.net import BlobVersion, CaffeNet, Layer
 
 __all__ = ["infer_shapes"]
@@ -48,19 +48,15 @@ def _convolution(layer: Layer, reads: list[Shape]) -> list[Shape]:
     param = read_convolution(layer)
     results = []
     for shape in reads:
-        spatial = shape[param.axis + 1 :]
+        axis = param.axis % len(shape)
+        spatial = shape[axis + 1 :]
         settings = (param.kernel, param.stride, param.pad, param.dilation)
         if min(param.stride) < 1 or any(len(values) not in (1, len(spatial)) for values in settings):
             return []
         windows = zip(spatial, *(_spread(values, len(spatial)) for values in settings), strict=True)
-        lengths = []
-        for length, kernel, stride, pad, dilation in windows:
-            extent = dilation * (kernel - 1) + 1
-            if layer.type == DECONVOLUTION:
-                lengths.append(stride * (length - 1) + extent - 2 * pad)
-            else:
-                lengths.append((length + 2 * pad - extent) // stride + 1)
-        results.append((*shape[: param.axis], param.num_output, *lengths))
+        transposed = layer.type == DECONVOLUTION
+        lengths = [convolved_length(*along, transposed=transposed) for along in windows]
+        results.append((*shape[:axis], param.num_output, *lengths))
     return results
 
 
@@ -71,21 +67,7 @@ def _pooling(layer: Layer, reads: list[Shape]) -> list[Shape]:
         return []
     if param.flag("global_pooling", False):
         return [(*first[:2], 1, 1)] * len(layer.tops)
-    # BVLC's field 13 is round_mode, other tools write ceil_mode; both round up unless they say otherwise.
-    up = param.choice("round_mode", ("CEIL", "FLOOR")) == "CEIL" and param.flag("ceil_mode", True)
-    lengths = []
-    kernels, strides, pads = (
-        _spread(window(param, name, default), 2) for name, default in (("kernel_size", 0), ("stride", 1), ("pad", 0))
-    )
-    if min(strides) < 1:
-        return []
-    for length, kernel, stride, pad in zip(first[2:], kernels, strides, pads, strict=True):
-        room = length + 2 * pad - kernel
-        count = (-(-room // stride) if up else room // stride) + 1
-        if pad and (count - 1) * stride >= length + pad:
-            count -= 1
-        lengths.append(count)
-    return [(*first[:2], *lengths)] * len(layer.tops)
+    return [(*first[:2], *pooled_lengths(param, first[2:]))] * len(layer.tops)
 
 
 def _inner_product(layer: Layer, reads: list[Shape]) -> list[Shape]:

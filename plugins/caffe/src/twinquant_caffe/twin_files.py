@@ -40,7 +40,7 @@ def write_twin(net: CaffeNet, folder: Path, prefix: str, flavor: Flavor) -> Sequ
 
 
 def _require_acceptance(prototxt: Path, caffemodel: Path) -> None:
-    problems = check_deploy(prototxt, caffemodel)
+    problems = check_deploy(prototxt, caffemodel, quantized=False)
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems[:_SHOWN_PROBLEMS])
         more = f"\n  and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""

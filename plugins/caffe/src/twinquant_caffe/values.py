@@ -11,12 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from twinquant.errors import ModelFileError
+from twinquant_caffe.schema import DATA, DOUBLE_DATA
 
-__all__ = ["DATA", "DOUBLE_DATA", "INT8_DATA", "INT32_DATA", "UINT64_DATA", "ArrayValues", "FileValues", "Span"]
-__all__ += ["Stored", "Values"]
-
-DATA, DOUBLE_DATA, INT8_DATA, INT32_DATA, UINT64_DATA = 5, 8, 10, 11, 12
-"""Fields of BlobProto."""
+__all__ = ["ArrayValues", "FileValues", "Span", "Stored", "Values"]
 
 BLOCK = 1 << 20
 """Elements in a block."""

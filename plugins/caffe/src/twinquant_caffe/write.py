@@ -9,15 +9,21 @@ from twinquant.errors import ModelFileError, UnsupportedModelError
 from twinquant.wire import encode_varint, header
 from twinquant_caffe.net import Blob, CaffeNet, Layer
 from twinquant_caffe.prototxt import Field, Message, format_message, make
+from twinquant_caffe.schema import (
+    BLOB_SHAPE,
+    LAYER_BLOBS,
+    LAYER_BOTTOM,
+    LAYER_NAME,
+    LAYER_TOP,
+    LAYER_TYPE,
+    NET_LAYER,
+    SHAPE_DIM,
+)
 
 __all__ = ["write_net"]
 
 MODEL_BYTES = (1 << 31) - 1
 """Protobuf, and with it Caffe, reads no larger message."""
-
-_NAME, _TYPE, _BOTTOM, _TOP, _BLOBS = 1, 2, 3, 4, 7
-_LAYER = 100
-_SHAPE, _DIM = 7, 1
 
 _BUFFER_BYTES = 1 << 16
 
@@ -81,16 +87,16 @@ _Piece = bytes | Blob
 
 
 def _encoded_layer(layer: Layer) -> list[_Piece]:
-    small = [(_NAME, layer.name), (_TYPE, layer.type)]
-    small += [(_BOTTOM, name) for name in layer.bottoms] + [(_TOP, name) for name in layer.tops]
+    small = [(LAYER_NAME, layer.name), (LAYER_TYPE, layer.type)]
+    small += [(LAYER_BOTTOM, name) for name in layer.bottoms] + [(LAYER_TOP, name) for name in layer.tops]
     pieces: list[_Piece] = [b"".join(_encoded_text(*item) for item in small), layer.rest]
     for blob in layer.blobs:
         content: list[_Piece] = [
             _encoded_shape(blob) + blob.rest + header(blob.values.field, blob.values.payload_size),
             blob,
         ]
-        pieces += [header(_BLOBS, _size(content)), *content]
-    return [header(_LAYER, _size(pieces)), *pieces]
+        pieces += [header(LAYER_BLOBS, _size(content)), *content]
+    return [header(NET_LAYER, _size(pieces)), *pieces]
 
 
 def _encoded_text(number: int, text: str) -> bytes:
@@ -104,8 +110,8 @@ def _encoded_shape(blob: Blob) -> bytes:
             encode_varint(number << 3) + encode_varint(length) for number, length in enumerate(blob.shape, 1)
         )
     lengths = b"".join(encode_varint(length) for length in blob.shape)
-    dims = header(_DIM, len(lengths)) + lengths if lengths else b""
-    return header(_SHAPE, len(dims)) + dims
+    dims = header(SHAPE_DIM, len(lengths)) + lengths if lengths else b""
+    return header(BLOB_SHAPE, len(dims)) + dims
 
 
 def _size(pieces: Iterable[_Piece]) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,26 @@ import numpy as np
 import numpy.typing as npt
 
 from twinquant.errors import ModelFileError
-from twinquant.wire import LENGTH_DELIMITED, VARINT, WireError, fields, read_varint
+from twinquant.wire import FIXED32, FIXED64, LENGTH_DELIMITED, VARINT, WireError, fields, read_varint
 from twinquant_caffe.prototxt import Message, parse_prototxt
+from twinquant_caffe.schema import (
+    BLOB_LENGTHS,
+    BLOB_SHAPE,
+    DATA,
+    DOUBLE_DATA,
+    INT8_DATA,
+    INT32_DATA,
+    LAYER_BLOBS,
+    LAYER_NAME,
+    LAYER_TYPE,
+    NET_LAYER,
+    NET_OLD_LAYERS,
+    QUANT_PARAM,
+    SHAPE_DIM,
+    UINT64_DATA,
+)
 from twinquant_caffe.sources import PROTOTXT, partner_paths
-from twinquant_caffe.values import BLOCK, DATA, DOUBLE_DATA, INT8_DATA, INT32_DATA, UINT64_DATA
+from twinquant_caffe.values import BLOCK
 
 __all__ = ["FIELD_NAMES", "WrittenBlob", "WrittenLayer", "WrittenTwin", "read_written"]
 
@@ -30,10 +47,7 @@ FIELD_NAMES = {
 }
 """The fields of BlobProto that hold values."""
 
-_NET_LAYER, _NET_OLD_LAYERS = 100, 2
-_NAME, _TYPE, _BLOBS, _QUANT_PARAM = 1, 2, 7, 208
-_LEGACY_LENGTHS, _SHAPE = (1, 2, 3, 4), 7
-_FIXED = {DATA: (5, 4, "<f4"), DOUBLE_DATA: (1, 8, "<f8")}
+_FIXED = {DATA: (FIXED32, 4, "<f4"), DOUBLE_DATA: (FIXED64, 8, "<f8")}
 _VARINTS: Mapping[int, tuple[int, type[np.generic]]] = {INT32_DATA: (32, np.int32), UINT64_DATA: (64, np.uint64)}
 
 
@@ -117,7 +131,7 @@ class WrittenLayer:
     quant_param: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WrittenTwin:
     """The two files of a twin.
 
@@ -137,7 +151,12 @@ class WrittenTwin:
 
     def blobs(self, layer: str) -> tuple[WrittenBlob, ...]:
         """Return the parameters that the caffemodel holds for a layer; none if it does not know the layer."""
-        return next((stored.blobs for stored in self.stored if stored.name == layer), ())
+        return self._blobs.get(layer, ())
+
+    @cached_property
+    def _blobs(self) -> Mapping[str, tuple[WrittenBlob, ...]]:
+        """The parameters by the name of their layer: those of the first one, where several are called alike."""
+        return {stored.name: stored.blobs for stored in reversed(self.stored)}
 
 
 def _caffemodel_of(prototxt: Path) -> Path:
@@ -194,14 +213,14 @@ def _layers(data: _Bytes, path: Path) -> tuple[list[WrittenLayer], bool]:
     layers: list[WrittenLayer] = []
     old = False
     for number, wire_type, _, body, stop in fields(data, 0, data.size):
-        old = old or number == _NET_OLD_LAYERS
-        if (number, wire_type) == (_NET_LAYER, LENGTH_DELIMITED):
+        old = old or number == NET_OLD_LAYERS
+        if (number, wire_type) == (NET_LAYER, LENGTH_DELIMITED):
             layers.append(_layer(data, body, stop, path))
     return layers, old
 
 
 def _layer(data: _Bytes, start: int, end: int, path: Path) -> WrittenLayer:
-    texts = {_NAME: "", _TYPE: ""}
+    texts = {LAYER_NAME: "", LAYER_TYPE: ""}
     blobs: list[WrittenBlob] = []
     quant_param: bytes | None = None
     for number, wire_type, _, body, stop in fields(data, start, end):
@@ -209,11 +228,11 @@ def _layer(data: _Bytes, start: int, end: int, path: Path) -> WrittenLayer:
             continue
         if number in texts:
             texts[number] = data.bytes(body, stop).decode("utf-8", "surrogateescape")
-        elif number == _BLOBS:
+        elif number == LAYER_BLOBS:
             blobs.append(_blob(data, body, stop, path))
-        elif number == _QUANT_PARAM:
+        elif number == QUANT_PARAM:
             quant_param = data.bytes(body, stop)
-    return WrittenLayer(texts[_NAME], texts[_TYPE], tuple(blobs), quant_param)
+    return WrittenLayer(texts[LAYER_NAME], texts[LAYER_TYPE], tuple(blobs), quant_param)
 
 
 def _blob(data: _Bytes, start: int, end: int, path: Path) -> WrittenBlob:
@@ -221,13 +240,13 @@ def _blob(data: _Bytes, start: int, end: int, path: Path) -> WrittenBlob:
     legacy: dict[int, int] = {}
     runs: dict[int, list[tuple[int, int]]] = {}
     for number, wire_type, _, body, stop in fields(data, start, end):
-        if number in _LEGACY_LENGTHS and wire_type == VARINT:
+        if number in BLOB_LENGTHS and wire_type == VARINT:
             legacy[number] = read_varint(data, body, stop)[0]
-        elif (number, wire_type) == (_SHAPE, LENGTH_DELIMITED):
+        elif (number, wire_type) == (BLOB_SHAPE, LENGTH_DELIMITED):
             shape = (*(shape or ()), *_dims(data, body, stop))
         elif number in FIELD_NAMES and (wire_type == LENGTH_DELIMITED or wire_type == _FIXED.get(number, (0,))[0]):
             runs.setdefault(number, []).append((body, stop))
-    lengths = tuple(legacy.get(number, 0) for number in _LEGACY_LENGTHS) if legacy else ()
+    lengths = tuple(legacy.get(number, 0) for number in BLOB_LENGTHS) if legacy else ()
     return WrittenBlob(shape, lengths, {number: tuple(places) for number, places in runs.items()}, path)
 
 
@@ -235,7 +254,7 @@ def _dims(data: _Bytes, start: int, end: int) -> Iterator[int]:
     """Yield the lengths of a BlobShape, packed or not."""
     for number, wire_type, _, body, stop in fields(data, start, end):
         position = body
-        while number == 1 and wire_type in (LENGTH_DELIMITED, VARINT) and position < stop:
+        while number == SHAPE_DIM and wire_type in (LENGTH_DELIMITED, VARINT) and position < stop:
             value, position = read_varint(data, position, stop)
             yield value - (1 << 64) if value >> 63 else value
 

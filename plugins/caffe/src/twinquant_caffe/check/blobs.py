@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 from twinquant_caffe.check.declared import DeclaredLayer
-from twinquant_caffe.values import DATA, DOUBLE_DATA, INT8_DATA, INT32_DATA, UINT64_DATA
+from twinquant_caffe.parameters import needs_parameters
+from twinquant_caffe.schema import DATA, DOUBLE_DATA, INT8_DATA, INT32_DATA, UINT64_DATA
 from twinquant_caffe.written import FIELD_NAMES, WrittenBlob, WrittenTwin
 
 __all__ = ["check_encodings", "check_stored_layers"]
@@ -29,6 +30,14 @@ def check_stored_layers(twin: WrittenTwin, layers: Sequence[DeclaredLayer]) -> I
             yield f"the caffemodel has parameters of a layer {stored.name!r}, which the prototxt lacks"
         elif stored.type and stored.name in types and stored.type != types[stored.name]:
             yield f"layer {stored.name!r} is a {types[stored.name]} in the prototxt, a {stored.type} in the caffemodel"
+    for layer in layers:
+        if needs_parameters(layer.type, len(layer.bottoms)) and not twin.blobs(layer.name) and not _shares(layer):
+            yield f"{layer.label} has no parameters in the caffemodel"
+
+
+def _shares(layer: DeclaredLayer) -> bool:
+    """Tell whether a layer may have the parameters of another one."""
+    return any(parameter.has("name") for parameter in layer.message.messages("param"))
 
 
 def check_encodings(layer: DeclaredLayer, blobs: Sequence[WrittenBlob]) -> Iterator[str]:

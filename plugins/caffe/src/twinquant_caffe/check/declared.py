@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from twinquant.errors import ModelFileError
 from twinquant_caffe.prototxt import Message
 
-__all__ = ["DeclaredLayer", "declared_layers"]
+__all__ = ["DeclaredLayer", "declared_layers", "guarded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +43,11 @@ def declared_layers(message: Message) -> tuple[DeclaredLayer, ...]:
         DeclaredLayer(place, layer.text("name"), layer.text("type"), layer.texts("bottom"), layer.texts("top"), layer)
         for place, layer in enumerate(message.messages("layer"))
     )
+
+
+def guarded(problems: Iterator[str]) -> Iterator[str]:
+    """Yield what a rule finds; a field that it cannot read is one problem more, and the end of this rule only."""
+    try:
+        yield from problems
+    except ModelFileError as error:
+        yield str(error)

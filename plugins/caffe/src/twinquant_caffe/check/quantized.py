@@ -8,19 +8,17 @@ from math import isfinite
 
 import numpy as np
 
-from twinquant.errors import ModelFileError
 from twinquant.numerics import unpack_dequant_parameter
-from twinquant.wire import LENGTH_DELIMITED, WireError, fields
-from twinquant_caffe.check.declared import DeclaredLayer
+from twinquant.wire import FIXED32, LENGTH_DELIMITED, WireError, fields
+from twinquant_caffe.check.declared import DeclaredLayer, guarded
 from twinquant_caffe.geometry import CONVOLUTIONS, DECONVOLUTION, read_convolution
 from twinquant_caffe.prototxt import Message
-from twinquant_caffe.values import INT8_DATA, INT32_DATA, UINT64_DATA
+from twinquant_caffe.schema import INT8_DATA, INT32_DATA, QUANT_OFFSET, QUANT_SCALE, UINT64_DATA
 from twinquant_caffe.written import FIELD_NAMES, WrittenBlob, WrittenTwin
 
-__all__ = ["check_quantized"]
+__all__ = ["check_kind", "check_quantized"]
 
 _SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
-_FIXED32 = 5
 
 Shape = tuple[int, ...]
 
@@ -29,16 +27,19 @@ def check_quantized(twin: WrittenTwin, layers: Sequence[DeclaredLayer]) -> Itera
     """Yield what is wrong with the quantized layers of a net and with what is inserted around them."""
     writers: dict[str, DeclaredLayer] = {}
     behind: dict[int, DeclaredLayer] = {}
+    quants: dict[object, DeclaredLayer] = {}
     for layer in layers:
         sources = [writers[bottom] for bottom in layer.bottoms if bottom in writers]
         blobs = twin.blobs(layer.name)
         if layer.type == "Quant":
-            yield from _check_quant(twin, layer)
+            yield from guarded(_check_quant(twin, layer))
+            tensor = (layer.bottoms, tuple(source.place for source in sources))
+            yield from guarded(_check_first(layer, tensor, quants))
         elif layer.type == "DeQuant":
-            yield from _check_dequant(layer, sources, blobs, twin)
+            yield from guarded(_check_dequant(layer, sources, blobs, twin))
             behind |= {source.place: layer for source in sources}
         elif any(source.type == "Quant" for source in sources):
-            yield from _check_layer(layer, blobs)
+            yield from guarded(_check_layer(layer, blobs))
             following = layers[layer.place + 1] if layer.place + 1 < len(layers) else None
             if following is None or following.type != "DeQuant" or following.bottoms != layer.tops:
                 yield f"{layer.label} has no DeQuant layer directly behind it"
@@ -54,6 +55,12 @@ def check_quantized(twin: WrittenTwin, layers: Sequence[DeclaredLayer]) -> Itera
             yield f"{layer.label} is read by no layer"
 
 
+def check_kind(layers: Sequence[DeclaredLayer]) -> Iterator[str]:
+    """Yield that nothing in a net is quantized."""
+    if not any(layer.type == "Quant" for layer in layers):
+        yield "the net has no Quant layer, so it is no deploy net"
+
+
 def _check_quant(twin: WrittenTwin, layer: DeclaredLayer) -> Iterator[str]:
     if len(layer.bottoms) != 1 or len(layer.tops) != 1 or layer.bottoms == layer.tops:
         yield f"{layer.label} must read one blob and write another"
@@ -62,8 +69,7 @@ def _check_quant(twin: WrittenTwin, layer: DeclaredLayer) -> Iterator[str]:
     if not layer.message.has("quant_param"):
         yield f"{layer.label} has no quant_param"
         return
-    param = layer.message.message("quant_param")
-    scale, offset = float(np.float32(param.number("scale", 0.0))), param.raw("offset")
+    scale, offset = _quantization(layer)
     if not (isfinite(scale) and scale > 0):
         yield f"{layer.label}: scale must be above 0 and finite, got {scale!r}"
     if len(offset) != 1:
@@ -73,16 +79,30 @@ def _check_quant(twin: WrittenTwin, layer: DeclaredLayer) -> Iterator[str]:
         yield f"{layer.label}: quant_param differs between prototxt and caffemodel"
 
 
+def _quantization(layer: DeclaredLayer) -> tuple[float, bytes]:
+    """Return scale and offset of a Quant layer."""
+    param = layer.message.message("quant_param")
+    with np.errstate(over="ignore"):
+        return float(np.float32(param.number("scale", 0.0))), param.raw("offset")
+
+
+def _check_first(layer: DeclaredLayer, tensor: object, quants: dict[object, DeclaredLayer]) -> Iterator[str]:
+    """Yield that another Quant layer makes the same integers; else remember this one in `quants`."""
+    other = quants.setdefault((tensor, _quantization(layer)), layer)
+    if other is not layer:
+        yield f"{layer.label} makes the same integers as {other.label}; one is enough for all their readers"
+
+
 def _decoded(encoded: bytes) -> tuple[bytes, bytes] | None:
     """Return scale (float32, little-endian) and offset of an encoded quant_param, or None."""
-    found = {2: b"", 3: b""}
+    found = {QUANT_SCALE: b"", QUANT_OFFSET: b""}
     try:
         for number, wire_type, _, body, stop in fields(encoded, 0, len(encoded)):
-            if (number, wire_type) in ((2, _FIXED32), (3, LENGTH_DELIMITED)):
+            if (number, wire_type) in ((QUANT_SCALE, FIXED32), (QUANT_OFFSET, LENGTH_DELIMITED)):
                 found[number] = encoded[body:stop]
     except WireError:
         return None
-    return found[2], found[3]
+    return found[QUANT_SCALE], found[QUANT_OFFSET]
 
 
 def _check_layer(layer: DeclaredLayer, blobs: Sequence[WrittenBlob]) -> Iterator[str]:
@@ -93,10 +113,7 @@ def _check_layer(layer: DeclaredLayer, blobs: Sequence[WrittenBlob]) -> Iterator
     if rule is None:
         yield f"{layer.label} reads a Quant layer; only {', '.join(_LAYERS)} can"
         return
-    try:
-        yield from rule(layer, blobs)
-    except ModelFileError as error:
-        yield f"{layer.label}: {error}"
+    yield from rule(layer, blobs)
 
 
 def _check_convolution(layer: DeclaredLayer, blobs: Sequence[WrittenBlob]) -> Iterator[str]:

@@ -44,7 +44,7 @@ def run_demo(folder: Path) -> Sequence[Sequence[str]]:
 
 
 def _in_opencv(prototxt: Path, feeds: Feeds) -> npt.NDArray[np.float32]:
-    net = load_net(prototxt)
+    net = load_net(prototxt, float_only=False)
     (output,) = net.outputs
     return open_net(net, [output])(feeds)[output]
 

@@ -22,6 +22,10 @@ def fuse_net(net: CaffeNet, skip: Collection[str]) -> tuple[CaffeNet, Sequence[s
     its name and gets a bias. Weights are computed when they are read. Why something was not folded is told at level
     INFO by the loggers of this package.
 
+    What `skip` alone keeps from being folded into the layer that it follows is not folded into the convolution behind
+    it either. So the weight of a layer depends on whether that layer itself is skipped, and on no other layer: factors
+    of some layers fit the net, whether or not it is known how layers without factors were fused.
+
     Args:
         net: the net; it is not modified.
         skip: names of the layers into which nothing is folded.
@@ -29,9 +33,13 @@ def fuse_net(net: CaffeNet, skip: Collection[str]) -> tuple[CaffeNet, Sequence[s
     Returns:
         The fused net, whose `fused` names what was folded, and the names of the layers into which something was.
     """
-    behind = find_chains_behind(net, skip)
+    possible = find_chains_behind(net)
+    behind = [chain for chain in possible if net.layers[chain.layer].name not in skip]
+    skipped = [chain for chain in possible if net.layers[chain.layer].name in skip]
     partly = fold_behind(net, behind) if behind else net
-    before = find_chains_before(partly, skip)
+    before = find_chains_before(
+        partly, skip, reserved={net.layers[index].name for chain in skipped for index in chain.folded}
+    )
     fused = fold_before(partly, before) if before else partly
     names = {net.layers[chain.layer].name for chain in behind} | {partly.layers[chain.layer].name for chain in before}
     for name in names:

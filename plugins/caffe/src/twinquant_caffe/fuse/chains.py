@@ -34,7 +34,7 @@ class Chain:
     factors: ChannelFactors
 
 
-def find_chains_behind(net: CaffeNet, skip: Collection[str]) -> list[Chain]:
+def find_chains_behind(net: CaffeNet) -> list[Chain]:
     """Find what follows layers and can be folded into them: BatchNorm and Scale layers, as far as they follow.
 
     A Scale alone is folded into convolutions only. Chains come in the order of the net and share no layer.
@@ -42,7 +42,7 @@ def find_chains_behind(net: CaffeNet, skip: Collection[str]) -> list[Chain]:
     readers = _readers(net)
     chains = []
     for index, layer in enumerate(net.layers):
-        if layer.type not in _FUSED or layer.name in skip or not _is_plain(layer):
+        if layer.type not in _FUSED or not _is_plain(layer):
             continue
         channels = _output_channels(layer)
         folded: list[int] = []
@@ -73,10 +73,15 @@ def find_chains_behind(net: CaffeNet, skip: Collection[str]) -> list[Chain]:
     return chains
 
 
-def find_chains_before(net: CaffeNet, skip: Collection[str]) -> list[Chain]:
+def find_chains_before(net: CaffeNet, skip: Collection[str], reserved: Collection[str] = ()) -> list[Chain]:
     """Find what precedes convolutions and can be folded into them: a BatchNorm, or a BatchNorm and a Scale.
 
     What the padding adds is not normalized: a shift other than zero is folded only where there is no padding.
+
+    Args:
+        net: the net.
+        skip: names of the convolutions into which nothing is folded.
+        reserved: names of the layers that are not folded into what they precede.
     """
     readers = _readers(net)
     writers = {version: index for index, layer in enumerate(net.layers) for version in layer.writes}
@@ -86,6 +91,9 @@ def find_chains_before(net: CaffeNet, skip: Collection[str]) -> list[Chain]:
             continue
         folded = _normalization_before(net, layer, readers, writers)
         if not folded:
+            continue
+        if any(net.layers[position].name in reserved for position in folded):
+            _explain(layer, net.layers[folded[0]], "it belongs to the layer that it follows, which is not fused")
             continue
         param, shape = read_convolution(layer), weight_shape(layer)
         channels = shape[1] * param.group

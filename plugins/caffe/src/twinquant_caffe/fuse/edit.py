@@ -8,6 +8,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
+from twinquant_caffe.carried import without_bias_term
 from twinquant_caffe.fuse.chains import Chain
 from twinquant_caffe.fuse.factors import ChannelFactors
 from twinquant_caffe.fuse.weight import ScaledValues
@@ -64,6 +65,7 @@ def _folded(layer: Layer, bottom: str, top: str, weight: Values, bias: Float64Ar
         values = bias.astype(np.float32)
     new_bias = replace(old_bias[0], values=float_blob(values).values) if old_bias else float_blob(values)
     edited = rewired(layer, bottom, top, (replace(stored, values=weight), new_bias))
+    edited = replace(edited, rest=without_bias_term(edited.rest))
     name = _PARAMETERS.get(layer.type, "convolution_param")
     param = edited.message.message(name)
     if not param.has("bias_term"):

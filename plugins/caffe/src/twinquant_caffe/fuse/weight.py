@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from twinquant.numerics import BLOCK_ELEMENTS
-from twinquant_caffe.values import DATA, Values
+from twinquant_caffe.computed import ComputedValues
+from twinquant_caffe.values import Values
 
 __all__ = ["ScaledValues", "spread_factors"]
 
 
-_FLOAT32_BYTES = 4
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class ScaledValues:
+class ScaledValues(ComputedValues):
     """A weight times a factor per output or input channel: computed for whatever part is read.
 
     Attributes:
@@ -33,38 +27,12 @@ class ScaledValues:
     view: tuple[int, int, int]
     factors: npt.NDArray[np.float64]
 
-    @property
-    def size(self) -> int:
-        """How many values there are."""
-        return prod(self.view)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """float32, whatever the weight was stored as."""
-        return np.dtype(np.float32)
-
-    @property
-    def field(self) -> int:
-        """BlobProto's field of floats."""
-        return DATA
-
-    @property
-    def payload_size(self) -> int:
-        """How many bytes the values take."""
-        return self.size * _FLOAT32_BYTES
-
     def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Return the products [start, stop), each rounded once: float32, `(stop - start,)`, writable."""
         values = self.source.read(start, stop)
         with np.errstate(over="ignore"):
             products = values * spread_factors(self.factors, self.view, start, stop)
             return np.asarray(products, np.float32)
-
-    def payload(self) -> Iterator[memoryview]:
-        """Yield the products as little-endian float32 in blocks."""
-        for start in range(0, self.size, BLOCK_ELEMENTS):
-            block = self.read(start, min(start + BLOCK_ELEMENTS, self.size))
-            yield block.astype("<f4", copy=False).data.cast("B")
 
 
 def spread_factors(

@@ -6,6 +6,7 @@ from twinquant.outputs import Flavor
 from twinquant.plan import QuantPlan
 from twinquant_caffe.insert.deploy import DEPLOY
 from twinquant_caffe.insert.heads import for_the_device
+from twinquant_caffe.insert.merging import merges_with_power
 from twinquant_caffe.insert.names import name_insertions
 from twinquant_caffe.insert.quantized import output_channels, quantized_layer
 from twinquant_caffe.insert.recipes import Recipe
@@ -45,7 +46,11 @@ def _lowered(net: CaffeNet, plan: QuantPlan, recipe: Recipe) -> CaffeNet:
             continue
         called = names[layer.name]
         if step.activation.owner == layer.name:
-            layers += recipe.quant(called.quant, layer.bottoms[0], layer.name, step.activation)
+            source = layer.bottoms[0]
+            if recipe.separator is not None and merges_with_power(layers, source):
+                layers.append(recipe.separator(called.quant, source))
+                (source,) = layers[-1].tops
+            layers += recipe.quant(called.quant, source, layer.name, step.activation)
         layers.append(quantized_layer(layer, step, called, integers=recipe.integers))
         channels = 1 if recipe.integers else output_channels(layer, step)
         layers.append(recipe.dequant(called.dequant, called.accumulator, layer.tops[0], step.output.scale, channels))

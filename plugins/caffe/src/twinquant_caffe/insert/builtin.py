@@ -8,12 +8,12 @@ import numpy.typing as npt
 from twinquant.numerics import integer_range, reciprocal_scale
 from twinquant.plan import ActivationQuant
 from twinquant_caffe.insert.made import float_blob, made_layer
-from twinquant_caffe.insert.names import BUILTIN_STEPS
+from twinquant_caffe.insert.names import BUILTIN_SEPARATOR, BUILTIN_STEPS
 from twinquant_caffe.insert.recipes import Recipe
 from twinquant_caffe.net import Layer
 from twinquant_caffe.prototxt.tree import Message, make
 
-__all__ = ["BUILTIN", "ROUNDING_MAGIC", "builtin_parameters", "builtin_quant", "scale_layer"]
+__all__ = ["BUILTIN", "ROUNDING_MAGIC", "builtin_parameters", "builtin_quant", "builtin_separator", "scale_layer"]
 
 ROUNDING_MAGIC = 12582912
 """1.5 * 2^23: adding it to a float32 of moderate size rounds that to a whole number, ties to even."""
@@ -56,6 +56,15 @@ def builtin_quant(name: str, bottom: str, consumer: str, quant: ActivationQuant)
     return tuple(layers)
 
 
+def builtin_separator(name: str, bottom: str) -> Layer:
+    """Return a layer that changes nothing, between a quantization and a layer that a Power is merged with.
+
+    A ReLU of slope 1, as every runtime has it and none takes it for what it is; converters drop a Split.
+    """
+    own = f"{name}/{BUILTIN_SEPARATOR}"
+    return made_layer(own, "ReLU", (bottom,), (own,), parameters={"relu_param": make(negative_slope=1.0)})
+
+
 def scale_layer(name: str, bottom: str, top: str, scale: npt.NDArray[np.float32], channels: int) -> Layer:
     """Return the Scale layer that multiplies every channel by its dequantization scale."""
     parameter: Message = make(axis=1, bias_term=False)
@@ -65,4 +74,4 @@ def scale_layer(name: str, bottom: str, top: str, scale: npt.NDArray[np.float32]
     )
 
 
-BUILTIN = Recipe(builtin_quant, scale_layer)
+BUILTIN = Recipe(builtin_quant, scale_layer, builtin_separator)

@@ -26,15 +26,18 @@ def for_the_device(net: CaffeNet) -> CaffeNet:
     """Return a net without data, loss and accuracy layers, whose inputs are all `Input` layers.
 
     What a data layer gives and another layer reads becomes an input; its shape is left out where the data layer does
-    not tell it.
+    not tell it. Inputs that only stripped layers read are stripped, too.
     """
     shapes = dict(net.inputs)
-    given = [(blob, shapes.get(blob, ())) for blob in net.head.texts("input")]
     kept: list[Layer] = []
     pending = [layer for layer in net.layers if not is_for_training(layer)]
     read = {bottom for layer in pending if layer.type != "Silence" for bottom in layer.bottoms}
-    dropped: set[str] = {top for layer in net.layers if is_for_training(layer) for top in layer.tops}
+    unread = {bottom for layer in net.layers if is_for_training(layer) for bottom in layer.bottoms} - read
+    dropped: set[str] = {top for layer in net.layers if is_for_training(layer) for top in layer.tops} | unread
+    given = [(blob, shapes.get(blob, ())) for blob in net.head.texts("input") if blob not in unread]
     for layer in pending:
+        if layer.type == "Input" and layer.tops and unread.issuperset(layer.tops):
+            continue
         if layer.type in DATA_LAYERS:
             found = DATA_LAYERS[layer.type](layer)
             given += [(top, _top_shape(found, position)) for position, top in enumerate(layer.tops) if top in read]

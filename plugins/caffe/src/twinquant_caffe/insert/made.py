@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from twinquant_caffe.carried import without_param
 from twinquant_caffe.net import Blob, Layer
 from twinquant_caffe.prototxt.tree import Message, make
 from twinquant_caffe.values import ArrayValues
@@ -45,7 +46,8 @@ def rewired(layer: Layer, bottom: str, top: str, blobs: tuple[Blob, ...]) -> Lay
     unshared = [parameter.without("name") for parameter in message.messages("param")]
     if unshared:
         message = message.replaced("param", *unshared)
-    return replace(layer, bottoms=(bottom,), tops=(top,), message=message, blobs=blobs, reads=(), writes=())
+    rest = without_param(layer.rest)
+    return replace(layer, bottoms=(bottom,), tops=(top,), message=message, blobs=blobs, reads=(), writes=(), rest=rest)
 
 
 def float_blob(values: npt.NDArray[np.float32]) -> Blob:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from twinquant.plan import QuantPlan
 from twinquant_caffe.net import CaffeNet
 
-__all__ = ["BUILTIN_STEPS", "InsertedNames", "name_insertions"]
+__all__ = ["BUILTIN_SEPARATOR", "BUILTIN_STEPS", "InsertedNames", "name_insertions"]
 
 BUILTIN_STEPS = ("round", "guard", "from_top", "clip_top", "from_bottom", "clip_bottom", "take_offset")
 """What follows the quantization's name and a slash in the names of the seven layers that imitate it."""
+
+BUILTIN_SEPARATOR = "keep_apart"
+"""The same of the layer that may stand before the seven."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ def name_insertions(net: CaffeNet, plan: QuantPlan) -> dict[str, InsertedNames]:
     names: dict[str, InsertedNames] = {}
     for layer in plan:
         if layer.activation.owner == layer.name:
-            quants[layer.name] = _free(f"{layer.name}_0_quant_layer", taken, BUILTIN_STEPS)
+            quants[layer.name] = _free(f"{layer.name}_0_quant_layer", taken, (*BUILTIN_STEPS, BUILTIN_SEPARATOR))
         names[layer.name] = InsertedNames(
             quants[layer.activation.owner],
             _free(f"{layer.name}_dequant_layer", taken),

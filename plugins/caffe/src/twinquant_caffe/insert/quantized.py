@@ -12,9 +12,10 @@ from twinquant.plan import LayerKind, LayerPlan
 from twinquant_caffe.geometry import read_convolution
 from twinquant_caffe.insert.made import float_blob, rewired
 from twinquant_caffe.insert.names import InsertedNames
-from twinquant_caffe.insert.weights import BlobField, QuantizedValues, pack_integers, scale_table
+from twinquant_caffe.insert.weights import QuantizedValues, pack_integers, scale_table
 from twinquant_caffe.layers import weight_shape
 from twinquant_caffe.net import Blob, Layer
+from twinquant_caffe.schema import DATA, INT8_DATA, INT32_DATA
 
 __all__ = ["output_channels", "quantized_layer"]
 
@@ -68,7 +69,7 @@ def _weight(layer: Layer, plan: LayerPlan, *, integers: bool) -> Blob:
         layer.blobs[0].floats,
         scale_table(plan.weight.scale, groups=groups),
         (rows, columns, prod(shape) // (rows * columns)),
-        BlobField.INT8 if integers else BlobField.DATA,
+        INT8_DATA if integers else DATA,
         f"layer {layer.name!r}: the weight",
     )
     return Blob(shape, values)
@@ -86,5 +87,5 @@ def _bias(layer: Layer, plan: LayerPlan, *, integers: bool) -> Blob:
             "record, and add it to the skip layers when you calibrate again"
         ) from error
     if integers:
-        return Blob(values.shape, pack_integers(BlobField.INT32, values))
+        return Blob(values.shape, pack_integers(INT32_DATA, values))
     return float_blob(values.astype(np.float32))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import IntEnum
 from math import prod
 from typing import Any
 
@@ -14,22 +13,14 @@ import numpy.typing as npt
 from twinquant.errors import ModelContentError
 from twinquant.numerics import rectangular_blocks, round_weight_in_place
 from twinquant.wire import encode_varint
+from twinquant_caffe.schema import INT8_DATA
 from twinquant_caffe.values import Values
 
-__all__ = ["BlobField", "PackedIntegers", "QuantizedValues", "pack_integers", "scale_table"]
+__all__ = ["PackedIntegers", "QuantizedValues", "pack_integers", "scale_table"]
 
 Float32Array = npt.NDArray[np.float32]
 
 _UINT64 = (1 << 64) - 1
-
-
-class BlobField(IntEnum):
-    """The fields of BlobProto that hold values."""
-
-    DATA = 5
-    INT8 = 10
-    INT32 = 11
-    UINT64 = 12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,14 +31,14 @@ class QuantizedValues:
         source: the float weight.
         table: float32 `(groups, columns or 1)`, > 0: its scales, see `scale_table`.
         view: the weight seen as (rows, columns, rest); the rows follow each other group by group.
-        field: INT8: a byte a value; DATA: the integers as float32.
+        field: BlobProto's: INT8_DATA, a byte a value; DATA, the integers as float32.
         label: what an error calls the weight, such as `layer 'conv1': the weight`.
     """
 
     source: Values
     table: Float32Array
     view: tuple[int, int, int]
-    field: BlobField
+    field: int
     label: str
 
     @property
@@ -58,7 +49,7 @@ class QuantizedValues:
     @property
     def payload_size(self) -> int:
         """How many bytes the encoded integers take."""
-        return self.size * (1 if self.field is BlobField.INT8 else 4)
+        return self.size * (1 if self.field == INT8_DATA else 4)
 
     def payload(self) -> Iterator[bytes]:
         """Yield the encoded integers in blocks.
@@ -66,7 +57,7 @@ class QuantizedValues:
         Raises:
             ModelContentError: the weight holds NaN or infinity.
         """
-        dtype = np.dtype(np.int8) if self.field is BlobField.INT8 else np.dtype("<f4")
+        dtype = np.dtype(np.int8) if self.field == INT8_DATA else np.dtype("<f4")
         start = 0
         for where in rectangular_blocks(self.view):
             shape = [s.stop - s.start for s in where]
@@ -109,12 +100,12 @@ class PackedIntegers:
     """Integers as a packed repeated field holds them.
 
     Attributes:
-        field: INT32 or UINT64.
+        field: BlobProto's: INT32_DATA or UINT64_DATA.
         encoded: one varint a value.
         size: how many there are.
     """
 
-    field: BlobField
+    field: int
     encoded: bytes
     size: int
 
@@ -128,7 +119,7 @@ class PackedIntegers:
         yield self.encoded
 
 
-def pack_integers(field: BlobField, values: npt.NDArray[Any]) -> PackedIntegers:
+def pack_integers(field: int, values: npt.NDArray[Any]) -> PackedIntegers:
     """Encode int32 or uint64 values; negative ones take ten bytes, as protobuf sign-extends them."""
     encoded = b"".join(encode_varint(int(value) & _UINT64) for value in values.reshape(-1))
     return PackedIntegers(field, encoded, values.size)

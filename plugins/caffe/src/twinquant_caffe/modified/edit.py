@@ -18,12 +18,13 @@ from twinquant_caffe.layers import weight_shape
 from twinquant_caffe.modified.job import CalibrationJob
 from twinquant_caffe.modified.weights import FakeQuantizedValues
 from twinquant_caffe.net import CaffeNet, Layer
+from twinquant_caffe.own_layers import CALIBRATION_MODULE
 from twinquant_caffe.prototxt.tree import make
 
 __all__ = ["modify_net"]
 
 _SUFFIX = "_calibration_layer"
-_MODULE, _CLASS = "twinquant_caffe.calibration_layer", "CalibrationLayer"
+_CLASS = "CalibrationLayer"
 
 
 def modify_net(net: CaffeNet, begun: RecordSet, job: CalibrationJob) -> CaffeNet:
@@ -66,7 +67,7 @@ def _names(net: CaffeNet, watches: Sequence[Watch]) -> list[str]:
 
 def _calibration_layer(name: str, bottom: str, job: CalibrationJob, index: int) -> Layer:
     settings = json.dumps({"folder": str(job.folder), "watch": index})
-    parameter = make(module=_MODULE, layer=_CLASS, param_str=settings)
+    parameter = make(module=CALIBRATION_MODULE, layer=_CLASS, param_str=settings)
     return made_layer(name, "Python", (bottom,), (name,), parameters={"python_param": parameter})
 
 

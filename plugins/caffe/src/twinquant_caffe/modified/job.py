@@ -11,14 +11,20 @@ from twinquant.calibration.options import ObserverOptions
 from twinquant.calibration.watches import Watch
 from twinquant.registry import Tap
 
-__all__ = ["CalibrationJob", "job_folder"]
+__all__ = ["CalibrationJob", "job_folder", "record_of"]
 
 _FILE = "job.json"
+_ENDING = ".batches"
 
 
 def job_folder(record: Path) -> Path:
     """Return the folder that holds what the calibration layers of a record have seen."""
-    return Path(f"{record}.batches")
+    return Path(f"{record}{_ENDING}")
+
+
+def record_of(folder: Path) -> Path:
+    """Return the record of such a folder."""
+    return folder.with_name(folder.name.removesuffix(_ENDING))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +48,9 @@ class CalibrationJob:
         """The folder that holds what was seen until the record is complete."""
         return job_folder(Path(self.record))
 
-    def write(self) -> None:
-        """Write the job into its folder, which exists."""
-        (self.folder / _FILE).write_text(json.dumps(asdict(self)), encoding="utf-8")
+    def write(self, folder: Path) -> None:
+        """Write the job into a folder that exists, and that becomes its own."""
+        (folder / _FILE).write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> CalibrationJob | None:

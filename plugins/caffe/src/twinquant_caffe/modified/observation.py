@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from twinquant.calibration.assemble import complete_records
 from twinquant.errors import CalibrationError, TwinQuantError
 from twinquant.records import read_begun_records, write_record_file
-from twinquant_caffe.modified.job import CalibrationJob
+from twinquant_caffe.modified.job import CalibrationJob, record_of
 from twinquant_caffe.modified.spool import TapSpool
 
 __all__ = ["TapObserver", "batches_seen", "failure"]
@@ -34,6 +35,7 @@ class TapObserver:
         fields = json.loads(settings)
         self._folder, self._index = Path(fields["folder"]), int(fields["watch"])
         self._aligned = False
+        self._warned = False
 
     def observe(self, values: npt.NDArray[Any]) -> None:
         """Take the values of one batch; what comes when the calibration is over just passes.
@@ -47,6 +49,7 @@ class TapObserver:
         """
         job = CalibrationJob.read(self._folder)
         if job is None:
+            self._warn_if_lost()
             return
         if reason := failure(job):
             raise CalibrationError(reason)
@@ -63,6 +66,20 @@ class TapObserver:
         except TwinQuantError as error:
             (job.folder / _FAILURE).write_text(str(error), encoding="utf-8")
             raise
+
+    def _warn_if_lost(self) -> None:
+        """Say once that a calibration cannot go on; a complete one has no folder either."""
+        if self._warned:
+            return
+        self._warned = True
+        record = record_of(self._folder)
+        with suppress(OSError, TwinQuantError):  # what else is wrong with the record is told when it is used
+            if any(entry.scale_d is None for entry in read_begun_records(record)):
+                _logger.warning(
+                    "%s is not complete, and what was seen for it is gone with %s; call quantize_model again",
+                    record,
+                    self._folder,
+                )
 
     def _align(self, job: CalibrationJob, spool: TapSpool) -> None:
         """Forget the batch of a net that was killed in the middle of it: some layers have seen it, others not."""

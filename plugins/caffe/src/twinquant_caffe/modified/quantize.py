@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from twinquant.calibration.assemble import begin_records
@@ -12,7 +13,6 @@ from twinquant.calibration.settings import check_supported, trained_layers
 from twinquant.calibration.watches import plan_watches
 from twinquant.config import QuantConfig, read_config
 from twinquant.errors import ArgumentError, OutputPathError
-from twinquant.outputs import staging_folder
 from twinquant.records import write_unfinished_record
 from twinquant_caffe.framework import CaffeFramework
 from twinquant_caffe.fuse import fuse_net
@@ -20,6 +20,7 @@ from twinquant_caffe.layers import describe_layers
 from twinquant_caffe.load import load_net
 from twinquant_caffe.modified.edit import modify_net
 from twinquant_caffe.modified.job import CalibrationJob, job_folder
+from twinquant_caffe.modified.placing import all_or_none, put, staging_beside
 from twinquant_caffe.net import CaffeNet
 from twinquant_caffe.write import write_net
 
@@ -45,7 +46,7 @@ class CalibrationGraph:
     record: Path
 
     def load(self) -> tuple[CaffeNet, QuantConfig]:
-        """Return the float net, fused as configured, and the configuration.
+        """Return the float net, fused as configured, which is what the record is about, and the configuration.
 
         Raises:
             ModelError: the net is missing, damaged or unsupported.
@@ -55,7 +56,8 @@ class CalibrationGraph:
         config = read_config(self.config, describe_layers(net))
         check_supported(config, CaffeFramework.name)
         trained_layers(CaffeFramework(), config)  # refuses them
-        return fuse_net(net, config.skip_fusion_layers)[0] if config.do_fusion else net, config
+        fused = fuse_net(net, config.skip_fusion_layers)[0] if config.do_fusion else net
+        return replace(fused, prepared=True), config
 
 
 def absolute(path: StrPath) -> Path:
@@ -76,6 +78,8 @@ def make_calibrating_net(
 ) -> CalibrationJob:
     """Write the modified net and begin the record; see `amct.quantize_model`. What an earlier one saw is dropped.
 
+    All of that happens, or nothing: an earlier modified net, its record and its batches stay usable.
+
     Args:
         graph: the calibration.
         model: the prototxt to write.
@@ -86,6 +90,7 @@ def make_calibrating_net(
     if model_file == weights_file:
         raise ArgumentError(f"the prototxt and the caffemodel cannot both be {str(model_file)!r}; give them two names")
     _refuse_inputs((graph.config, graph.model, graph.weights, graph.record), (model_file, weights_file))
+    _refuse_folders((model_file, weights_file, graph.record))
     net, config = graph.load()
     layers = describe_layers(net)
     watches = plan_watches(layers, config)
@@ -93,18 +98,20 @@ def make_calibrating_net(
     begun = begin_records(CaffeFramework(), net, [layer for layer in layers if layer.name in watched], config, {})
     job = CalibrationJob(str(graph.record), config.batch_num, watches, keep_batches)
     modified = modify_net(net, begun, job)
-    with staging_folder(model_file.parent) as staging:
-        staged = write_net(modified, staging, model_file.name, weights_file.name)
-        graph.record.parent.mkdir(parents=True, exist_ok=True)
-        weights_file.parent.mkdir(parents=True, exist_ok=True)
-        drop_batches(graph.record)
-        job.folder.mkdir()
-        write_unfinished_record(
-            begun, graph.record, f"{config.batch_num} batches have to be seen by {str(model_file)!r}"
-        )
-        job.write()
-        for path, target in zip(staged, (model_file, weights_file), strict=True):
-            shutil.move(path, target)
+    seen = job_folder(graph.record)
+    with staging_beside((model_file, weights_file, graph.record)) as staging, all_or_none() as undo:
+        model_staging, staged_record = staging[model_file], Path(tempfile.mkdtemp(dir=staging[graph.record]))
+        written = write_net(modified, staging[weights_file], model_file.name, weights_file.name)
+        staged_model = Path(shutil.move(written[0], tempfile.mkdtemp(dir=model_staging)))
+        progress = f"{config.batch_num} batches have to be seen by {str(model_file)!r}"
+        write_unfinished_record(begun, staged_record / graph.record.name, progress)
+        (staged_record / seen.name).mkdir()
+        job.write(staged_record / seen.name)
+        # The net comes last: whoever finds it finds the rest in place.
+        put(staged_record / seen.name, seen, undo)
+        put(staged_record / graph.record.name, graph.record, undo)
+        put(written[1], weights_file, undo)
+        put(staged_model, model_file, undo)
     return job
 
 
@@ -113,6 +120,12 @@ def drop_batches(record: Path) -> None:
     folder = job_folder(record)
     if folder.exists():
         shutil.rmtree(folder)
+
+
+def _refuse_folders(files: tuple[Path, ...]) -> None:
+    for path in files:
+        if path.is_dir():
+            raise OutputPathError(f"{str(path)!r} is a folder; give the path of the file to write")
 
 
 def _refuse_inputs(inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> None:

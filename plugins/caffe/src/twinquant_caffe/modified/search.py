@@ -76,7 +76,7 @@ def calibrate_for_accuracy(
             net, config = graph.load()
 
             def metric_of(kept: RecordSet) -> Any:
-                output = save_model(source, kept, Path(scratch, "trial"), save_type="Fakequant", framework="caffe")
+                output = save_model(net, kept, Path(scratch, "trial"), save_type="Fakequant", framework="caffe")
                 return pairwise.evaluate(output.fake_quant.files)
 
             kept = search_records(
@@ -92,4 +92,4 @@ def calibrate_for_accuracy(
             )
         finally:
             drop_batches(graph.record)
-    save_model(source, kept, save_dir, framework="caffe")
+    save_model(net, kept, save_dir, framework="caffe")

@@ -6,7 +6,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from twinquant_caffe.values import DATA, INT8_DATA, INT32_DATA, UINT64_DATA
+from twinquant_caffe.schema import DATA, INT8_DATA, INT32_DATA, UINT64_DATA
 from twinquant_caffe.verify.pairing import Pairing, QuantizedPair
 from twinquant_caffe.written import FIELD_NAMES, WrittenBlob, WrittenTwin
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from twinquant_caffe.insert.builtin import ROUNDING_MAGIC, builtin_parameters
+from twinquant_caffe.insert.names import BUILTIN_SEPARATOR
 from twinquant_caffe.insert.python_style import is_python_quant
 from twinquant_caffe.net import BlobVersion, CaffeNet, Layer
 
@@ -78,6 +79,11 @@ def _from_builtin(net: CaffeNet, last: Layer, writers: Mapping[BlobVersion, Laye
         problem = _power_problem(layer, wanted) if wanted is not None else _relu_problem(layer)
         if problem:
             return f"layer {layer.name!r} of the fake-quant net: {problem}"
+    separator = writers.get(chain[0].reads[0])
+    if separator is not None and separator.name == f"{chain[0].name.rpartition('/')[0]}/{BUILTIN_SEPARATOR}":
+        if problem := _relu_problem(separator, slope=1.0):
+            return f"layer {separator.name!r} of the fake-quant net: {problem}"
+        chain.insert(0, separator)
     for layer in chain[:-1]:
         if len(net.readers(layer.writes[0])) != 1:
             return f"the blob {layer.tops[0]!r} of the fake-quant net, inside of a quantization, is read elsewhere too"
@@ -93,6 +99,8 @@ def _power_problem(layer: Layer, wanted: Mapping[str, float]) -> str | None:
     return None
 
 
-def _relu_problem(layer: Layer) -> str | None:
-    slope = layer.message.message("relu_param").number("negative_slope", 0.0)
-    return None if slope == 0 else f"negative_slope is {slope!r}, expected 0"
+def _relu_problem(layer: Layer, *, slope: float = 0.0) -> str | None:
+    if layer.type != "ReLU" or len(layer.reads) != 1:
+        return f"it is a {layer.type}, expected a ReLU"
+    given = layer.message.message("relu_param").number("negative_slope", 0.0)
+    return None if given == slope else f"negative_slope is {given!r}, expected {slope:g}"
