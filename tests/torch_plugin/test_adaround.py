@@ -6,11 +6,13 @@ from importlib.resources import files
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
 from torch import nn
 
+import twinquant
 from twinquant.errors import CalibrationError, ModelContentError, UnsupportedModelError
 from twinquant_torch.adaround import AdaParams, adaround_weight
 from twinquant_torch.patches import Patches
@@ -203,7 +205,7 @@ class Digits(nn.Module):
         self.conv2_pointwise = nn.Conv2d(16, 32, 1)
         self.conv3 = nn.Conv2d(32, 32, 3, padding=1, groups=4)
         self.fc1, self.fc2 = nn.Linear(128, 32), nn.Linear(32, 10)
-        model = onnx.load(str(files("twinquant.digits") / "digits.onnx"))
+        model = onnx.load(str(files("twinquant_onnx.demo") / "digits.onnx"))
         arrays = {tensor.name: numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer}
         self.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
 
@@ -247,3 +249,35 @@ def test_digits_at_four_bits_are_read_better_than_with_nearest_rounding():
     assert error["trained"] < error["nearest"] / 4
     assert right["nearest"] < right["trained"]
     assert right["trained"] >= right["float"] - 2
+
+
+@pytest.mark.heavy
+def test_digits_through_the_whole_flow_at_four_bits_beat_nearest_rounding(tmp_path):
+    stored = np.load(str(files("twinquant.digits") / "held_out_digits.npz"))
+    images, labels = stored["images"].astype(np.float32)[:, None] / 16, stored["labels"]
+    data = np.load(str(files("twinquant.digits") / "calibration_digits.npz"))["image"]
+    batches = list(torch.from_numpy(data).split(32))
+    net = Digits().eval()
+    with torch.no_grad():
+        exact = net(torch.from_numpy(images)).numpy()
+    error, right = {}, {"float": int((exact.argmax(1) == labels).sum())}
+    weighted = [name for name, _ in net.named_children()]
+    for algorithm in ("arq_quantize", "ada_quantize"):
+        settings = {"weight_algorithm": algorithm, **({"num_iteration": 1000} if algorithm == "ada_quantize" else {})}
+        result = twinquant.quantize(
+            net,
+            batches,
+            tmp_path / algorithm,
+            config={"weight_bits": 4, "layers": dict.fromkeys(weighted, settings)},
+            batch_num=len(batches),
+            example_inputs=batches[0],
+            dynamic_axes={"x": {0: "n"}},
+        )
+        assert twinquant.verify(result.output.fake_quant.model, result.output.deploy.model).agree
+        session = onnxruntime.InferenceSession(str(result.output.fake_quant.model), providers=["CPUExecutionProvider"])
+        (scores,) = session.run(None, {"x": images})
+        error[algorithm] = float(np.square(scores - exact).mean())
+        right[algorithm] = int((scores.argmax(1) == labels).sum())
+    assert error["ada_quantize"] < error["arq_quantize"] / 2
+    assert right["ada_quantize"] > right["arq_quantize"]
+    assert right["ada_quantize"] >= right["float"] - 4

@@ -1,5 +1,6 @@
 """The vendor's flow: configuration, calibrating module, batches, record, twins."""
 
+import copy
 import inspect
 import json
 
@@ -74,7 +75,8 @@ def record():
         ),
         (
             amct.quantize_model,
-            "config_file modified_onnx_file record_file model input_data input_names output_names dynamic_axes",
+            "config_file modfied_onnx_file record_file model input_data input_names output_names dynamic_axes "
+            "modified_onnx_file",
         ),
         (amct.quantize_preprocess, "config_file record_file model input_data"),
         (
@@ -86,6 +88,11 @@ def record():
 )
 def test_functions_have_the_vendors_arguments_in_the_vendors_order(function, names):
     assert list(inspect.signature(function).parameters) == names.split()
+
+
+def test_the_right_spelling_of_the_modified_file_is_no_positional_argument():
+    parameter = inspect.signature(amct.quantize_model).parameters["modified_onnx_file"]
+    assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
 
 
 def test_the_whole_flow_ends_in_twins_that_verify_and_leaves_nothing_else(flow, small_net, batches, tmp_path, state_of):
@@ -190,6 +197,113 @@ def test_both_spellings_of_the_modified_file_are_taken_and_not_both_at_once(flow
     )
     with pytest.raises(ArgumentError, match="given twice"):
         amct.save_model("a.onnx", "record.txt", "./results/model", modified_onnx_file="a.onnx")
+
+
+@pytest.mark.parametrize("spelling", ["modfied_onnx_file", "modified_onnx_file"])
+def test_quantize_model_takes_both_spellings_of_the_file(flow, small_net, batches, tmp_path, spelling):
+    flow()
+    arguments = {"record_file": "r.txt", "model": small_net, "input_data": batches[0], spelling: "other.onnx"}
+    amct.quantize_model("config.json", **arguments)
+    assert (tmp_path / "other.onnx").is_file()
+    with pytest.raises(ArgumentError, match="given twice"):
+        amct.quantize_model("config.json", **{**arguments, "modfied_onnx_file": "a", "modified_onnx_file": "b"})
+    del arguments[spelling]
+    with pytest.raises(ArgumentError, match=r"missing modfied_onnx_file; call quantize_model\("):
+        amct.quantize_model("config.json", **arguments)
+
+
+def test_the_module_of_quantize_preprocess_cannot_be_saved(flow, small_net, batches, tmp_path):
+    with pytest.raises(ConfigError, match="is to be balanced"):
+        flow(batch_num=1, layers={"fc": {"dmq_balancer_param": 0.5}})
+    measuring = amct.quantize_preprocess("config.json", "record.txt", small_net, batches[0])
+    measuring(batches[0])
+    amct.quantize_model("config.json", "modified.onnx", "record.txt", small_net, batches[0])(batches[0])
+    with pytest.raises(ArgumentError, match=r"from quantize_preprocess.*call quantize_model"):
+        twinquant.save_model(measuring, "record.txt", "./results/model")
+    assert not (tmp_path / "results").exists()
+
+
+class Twice(torch.nn.Module):
+    """One layer of its own, and one that is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice, self.once = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.once(self.twice(torch.relu(self.twice(x))))
+
+
+def test_layers_that_stay_in_float_are_told_of_with_the_reason(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    net, x = Twice().eval(), torch.randn(2, 4)
+    amct.create_quant_config("config.json", net, x, skip_layers=["twice"])
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 2 and all("'twice" in line and "used 2 times" in line for line in told)
+    caplog.clear()
+    amct.quantize_model("config.json", "modified.onnx", "record.txt", net, x)
+    assert sum("used 2 times" in record.getMessage() for record in caplog.records) == 2
+
+
+def test_a_model_without_any_layer_is_refused_with_the_reasons(tmp_path):
+    class Only(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(self.layer(x))
+
+    with pytest.raises(ConfigError, match=r"no layer that can be quantized\. 'layer': its module is used 2 times"):
+        amct.create_quant_config(tmp_path / "config.json", Only().eval(), torch.randn(2, 4))
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("modified", "record_file", "message"),
+    [
+        ("same.txt", "same.txt", "is the modified model, too"),
+        ("sub/", "record.txt", "'sub/' is a folder"),
+        (".", "record.txt", "is a folder"),
+        ("modified.onnx", "config.json/record.txt", r"folder of .*record\.txt' cannot be made"),
+    ],
+)
+def test_impossible_outputs_are_refused_before_anything_is_written(
+    flow, small_net, batches, tmp_path, modified, record_file, message
+):
+    flow()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OutputPathError, match=message):
+        amct.quantize_model("config.json", modified, record_file, small_net, batches[0])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_calibration_model_is_neither_copied_nor_stored(flow, tmp_path):
+    module = flow()
+    for attempt in (copy.deepcopy, lambda given: torch.save(given, tmp_path / "model.pt")):
+        with pytest.raises(ArgumentError, match=r"cannot be copied or stored.*calibration_model\.model"):
+            attempt(module)
+
+
+def test_a_layer_that_adaround_cannot_train_is_refused_before_any_batch_runs(flow):
+    with pytest.raises(ConfigError, match=r"layer 'pool': ada_quantize|'pool'"):
+        flow(layers={"pool": {"weight_quant_params": {"wts_algo": "ada_quantize"}}})
+
+
+def test_adaround_does_not_train_a_layer_with_a_forward_of_its_own(tmp_path, monkeypatch):
+    class Scaling(torch.nn.Linear):
+        def forward(self, x):
+            return torch.nn.functional.linear(x * 7, self.weight, self.bias)
+
+    monkeypatch.chdir(tmp_path)
+    net, x = torch.nn.Sequential(Scaling(4, 4)).eval(), torch.randn(2, 4)
+    amct.create_quant_config("config.json", net, x)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["0"]["weight_quant_params"] = {"num_bits": 8, "wts_algo": "ada_quantize"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"layer '0': ada_quantize trains .*torch's own forward"):
+        amct.quantize_model("config.json", "modified.onnx", "record.txt", net, x)
+    assert not (tmp_path / "modified.onnx").exists()
 
 
 def test_balancing_keeps_the_results_and_reaches_record_and_twins(flow, small_net, batches, run, tmp_path):

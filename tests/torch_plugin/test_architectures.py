@@ -360,7 +360,8 @@ class TakesDict(nn.Module):
 @with_dynamo
 def test_a_forward_that_takes_a_dict_has_its_members_as_inputs(tmp_path):
     inputs = ({"x": torch.randn(2, 4), "y": torch.randn(2, 3)},)
-    batch = {"batch_x": np.ones((2, 4), np.float32), "batch_y": np.ones((2, 3), np.float32)}
+    numbers = np.arange(8, dtype=np.float32)
+    batch = {"batch_x": numbers.reshape(2, 4), "batch_y": np.ones((2, 3), np.float32)}
     result = twinquant.quantize(TakesDict().eval(), [batch], tmp_path / "net", batch_num=1, example_inputs=inputs)
     assert [record.key for record in result.records] == ["layer"]
 

@@ -207,6 +207,7 @@ SETTINGS = {
 }
 
 SHARDED = """
+import gc
 import torch.distributed as dist
 if not dist.is_initialized():
     dist.init_process_group("gloo")
@@ -215,6 +216,10 @@ if WRAP:
     model = torch.nn.parallel.DistributedDataParallel(model)
 record = calibrate(FOLDER, model, batches[rank::size], rank == 0)
 print(record.read_text())
+# Now and then gloo's threads abort a process whose group is destroyed while a model still refers to it (torch 2.13).
+del model
+gc.collect()
+dist.barrier()
 """
 
 
@@ -244,3 +249,113 @@ def test_torchrun_writes_the_record_of_one_process(tmp_path):
     done = subprocess.run([*launcher, str(script)], capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "record.txt").read_text() == expected
+
+
+TOGETHER = """
+import time
+import torch.distributed as dist
+from twinquant.errors import TwinQuantError
+rank, size = dist.get_rank(), dist.get_world_size()
+config, record = Path(FOLDER) / "config.json", Path(FOLDER) / "record.txt"
+if rank == 0:
+    settings = Path(FOLDER) / "settings.cfg"
+    settings.write_text(SETTINGS)
+    amct.create_quant_config(config, model, batches[0], batch_num=4, config_defination=settings)
+dist.barrier()
+
+def attempt(run):
+    try:
+        run()
+        print("no error")
+    except TwinQuantError as error:
+        print(type(error).__name__, str(error).replace(chr(10), " "))
+
+def calibrating(path=None):
+    return amct.quantize_model(path or config, Path(FOLDER) / "modified.onnx", record, model, batches[0])
+"""
+
+
+def messages(folder: Path, body: str, **options) -> list[str]:
+    start = f"SETTINGS, FOLDER = {'batch_num: 4'!r}, {str(folder)!r}\n"
+    return run_together(folder, start + FLOW + TOGETHER + body, **options)
+
+
+@pytest.mark.heavy
+def test_the_failure_of_one_rank_is_told_to_all_and_to_the_record(tmp_path):
+    body = """
+module = calibrating()
+def run():
+    for number, batch in enumerate(batches[rank:4:size]):
+        module(batch * float("nan") if rank == 1 and number == 1 else batch)
+attempt(run)
+dist.barrier()
+print(record.read_text())
+"""
+    first, second = messages(tmp_path, body)
+    assert "PeerError process 1 failed: " in first and "batch 2" in first and "NaN" in first
+    assert "CalibrationError" in second and "NaN" in second
+    assert "calibration has not finished: process 1 failed: " in first
+
+
+@pytest.mark.heavy
+def test_a_rank_that_ends_is_an_error_of_the_others_that_says_so(tmp_path):
+    body = """
+module = calibrating()
+dist.barrier()
+if rank == 1:
+    atexit.unregister(dist.destroy_process_group)
+    os._exit(0)
+attempt(lambda: [module(batch) for batch in batches[:2]])
+print(record.read_text())
+atexit.unregister(dist.destroy_process_group)
+sys.stdout.flush()
+os._exit(0)
+"""
+    first, _ = messages(tmp_path, body)
+    assert "PeerError process 0 waited for the 1 other(s), and they cannot be reached: " in first
+    assert "calibration has not finished: process 0 waited" in first
+
+
+@pytest.mark.heavy
+def test_a_rank_that_cannot_begin_tells_the_others_why(tmp_path):
+    body = """
+attempt(lambda: calibrating(Path(FOLDER) / "absent.json" if rank == 1 else None))
+"""
+    first, second = messages(tmp_path, body)
+    assert "PeerError process 1 failed: there is no configuration file" in first
+    assert "ConfigError there is no configuration file" in second
+
+
+BALANCED = """
+import json
+config = Path(FOLDER) / "config.json"
+record = Path(FOLDER) / "record.txt"
+inputs = batches[RANK::SIZE]
+if RANK == 0:
+    amct.create_quant_config(config, model, batches[0], batch_num=6)
+    settings = json.loads(config.read_text())
+    for name in ("0", "3", "5"):
+        settings[name]["activation_quant_params"] = {"num_bits": 8, "act_algo": "minmax", "asymmetric": True}
+    settings["5"]["dmq_balancer_param"] = 0.5
+    config.write_text(json.dumps(settings))
+if SIZE > 1:
+    torch.distributed.barrier()
+measuring = amct.quantize_preprocess(config, record, model, batches[0])
+for batch in inputs:
+    measuring(batch)
+calibrated = amct.quantize_model(config, Path(FOLDER) / "modified.onnx", record, model, batches[0])
+for batch in inputs:
+    calibrated(batch)
+TEXT = record.read_text()
+"""
+
+
+@pytest.mark.heavy
+def test_two_ranks_find_ranges_and_balance_factors_of_one_process(tmp_path):
+    one = tmp_path / "one"
+    one.mkdir()
+    scope: dict[str, object] = {"FOLDER": str(one), "RANK": 0, "SIZE": 1}
+    exec(FLOW + BALANCED, scope)
+    assert "tensor_balance_factor" in scope["TEXT"]
+    start = f"FOLDER, RANK, SIZE = {str(tmp_path)!r}, rank, size\n"
+    assert run_together(tmp_path, start + FLOW + BALANCED + "print(TEXT)") == [f"{scope['TEXT']}\n"] * 2

@@ -1,5 +1,7 @@
 """What is exported: names, axes, precision, refusals; with either of torch's exporters."""
 
+import os
+
 import numpy as np
 import onnx
 import pytest
@@ -195,20 +197,20 @@ def test_the_exported_file_tells_nothing_about_this_machine(exporter, small_net,
     assert b"site-packages" not in content and b"conftest" not in content and b"stack_trace" not in content
 
 
-def test_keyword_arguments_are_exported_and_run(small_net, batches, run, tmp_path):
+def test_keyword_arguments_are_exported_and_run(exporter, run, tmp_path):
     class Scaled(nn.Module):
         def __init__(self):
             super().__init__()
             self.fc = nn.Linear(4, 2)
 
-        def forward(self, x, factor=None, flag=True):
+        def forward(self, *, x, factor=None, flag=True):
             return self.fc(input=x) * factor if flag else x
 
     net, x, factor = Scaled(), torch.randn(3, 4), torch.tensor(2.0)
-    if not has_dynamo():
-        pytest.skip("the older exporter takes positional arguments only")
     graph = load(net, {"x": x, "factor": factor})
-    np.testing.assert_allclose(run(written(graph, tmp_path), x, factor)[0], net(x, factor).detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        run(written(graph, tmp_path), x, factor)[0], net(x=x, factor=factor).detach().numpy(), atol=1e-5
+    )
     values = dict(TorchFramework().activations(graph, [Tap("fc")])({"x": x.numpy(), "factor": factor.numpy()}))
     np.testing.assert_array_equal(values[Tap("fc")][0], x.numpy())
 
@@ -241,11 +243,11 @@ class Branching(nn.Module):
         return self.fc(x) if x.sum() > 0 else x
 
 
-def test_a_module_that_branches_on_values_is_refused_with_the_reason_and_advice(tmp_path, monkeypatch, capfd):
-    if not has_dynamo():
-        pytest.skip("the older exporter traces one branch, and warns")
+def test_a_module_that_branches_on_values_is_refused_with_the_reason_and_advice(exporter, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UnsupportedModelError, match=r"cannot be exported\. dynamo exporter: .*branch") as caught:
+    with pytest.raises(
+        UnsupportedModelError, match=rf"cannot be exported\. {exporter} exporter: .*branch|boolean"
+    ) as caught:
         load(Branching(), torch.randn(2, 4))
     assert "must not branch on values of tensors" in str(caught.value)
     assert len(str(caught.value)) < 1500
@@ -263,8 +265,34 @@ def test_a_module_that_branches_on_values_is_refused_with_the_reason_and_advice(
         (lambda: torch.randn(2, 4), {"input_names": ["a", "b"]}, ArgumentError, "input_names: there are 2"),
         (lambda: torch.randn(2, 4), {"dynamic_axes": {"y": {0: "n"}}}, ArgumentError, "no input or output 'y'"),
         (lambda: torch.randn(2, 4), {"opset": 11}, ArgumentError, "opset: must be 17 or newer, got 11"),
+        (
+            lambda: torch.randn(2, 4),
+            {"output_names": ["a", "b"]},
+            ArgumentError,
+            r"output_names: there are 2 .*1 output",
+        ),
+        (
+            lambda: torch.randn(2, 4),
+            {"input_names": ["a"], "output_names": ["a"]},
+            ArgumentError,
+            "'a' is there 2 times",
+        ),
+        (lambda: torch.randn(2, 4), {"input_names": "a"}, ArgumentError, r"got the text 'a'; write \['a'\]"),
+        (lambda: torch.randn(2, 4), {"input_names": ["weight"]}, ArgumentError, "'weight' is the name of a weight"),
+        (lambda: torch.randn(2, 4), {"dynamic_axes": {"input": {2: "n"}}}, ArgumentError, "2 axes.*no axis 2"),
+        (lambda: torch.randn(2, 4), {"dynamic_axes": {"input": {-1: "n"}}}, ArgumentError, "no axis -1"),
+        (lambda: torch.randn(2, 4), {"dynamic_axes": {"input": {0: "my n"}}}, ArgumentError, "cannot be called 'my n'"),
     ],
-    ids=["shape", "arity", "type", "device", "names", "axes", "opset"],
+    ids=[
+        "shape",
+        "arity",
+        "type",
+        "device",
+        "names",
+        "axes",
+        "opset",
+        *["outputs", "twice", "text", "taken", "high", "low", "label"],
+    ],
 )
 def test_wrong_example_inputs_and_options_are_named(inputs, options, error, message):
     with pytest.raises(error, match=message):
@@ -282,3 +310,69 @@ def test_big_weights_of_the_older_exporter_live_as_long_as_the_graph(monkeypatch
     written(derived, tmp_path)
     del derived
     assert not folder.exists()
+
+
+def test_a_check_of_shapes_is_no_branch_on_values(exporter):
+    class Checking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            if x.shape[1] != 4:
+                raise ValueError("four, please")
+            return self.fc(x)
+
+    assert list(quantizable(load(Checking(), torch.randn(2, 4)))) == ["fc"]
+
+
+def test_what_exporters_write_beside_python_does_not_reach_the_terminal(capfd):
+    def exporter_of(_):
+        os.write(1, b"from C++")
+        os.write(2, b"from C++, too")
+        raise ValueError("no")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(twinquant_torch.export, "_exporters", lambda _: [("noisy", exporter_of)])
+        with pytest.raises(UnsupportedModelError, match="noisy exporter: no"):
+            load(nn.Linear(4, 4), torch.randn(2, 4))
+    os.write(1, b"our own")
+    assert capfd.readouterr() == ("our own", "")
+
+
+def test_the_fallback_to_the_older_exporter_is_logged_with_the_reason(monkeypatch, caplog):
+    if not has_dynamo():
+        pytest.skip("this torch has no dynamo exporter")
+
+    def fail(_):
+        raise ValueError("no such operator")
+
+    monkeypatch.setattr(twinquant_torch.export, "_export_dynamo", fail)
+    with caplog.at_level("INFO", logger="twinquant_torch"):
+        load(nn.Linear(4, 4), torch.randn(2, 4))
+    assert any("TorchScript exporter. dynamo exporter: no such operator" in line for line in caplog.messages)
+
+
+def test_batch_axes_of_a_keyword_argument_keep_their_names_in_any_order(exporter):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, *, x, mask):
+            return self.fc(x) * mask
+
+    inputs = {"mask": torch.ones(3, 2), "x": torch.randn(3, 4)}
+    graph = load(Masked(), inputs, dynamic_axes={"x": {0: "n"}, "mask": {0: "n"}})
+    shapes = {value.name: value.shape for value in TorchFramework().model_inputs(graph)}
+    assert {name: shape[1] for name, shape in shapes.items()} == {"mask": 2, "x": 4}
+
+
+def test_an_operator_set_that_no_exporter_gives_is_refused():
+    with pytest.raises(ArgumentError, match=r"opset: torch .* cannot export this model with operator set 99"):
+        load(nn.Linear(4, 4), torch.randn(2, 4), opset=99)
+
+
+def test_the_operator_set_that_is_asked_for_is_the_one_that_is_given():
+    graph = load(nn.Linear(4, 4), torch.randn(2, 4), opset=17)
+    assert [entry.version for entry in graph.model.graph.model.opset_import if not entry.domain] == [17]

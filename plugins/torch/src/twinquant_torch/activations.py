@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from twinquant.errors import UnsupportedModelError
@@ -83,14 +84,15 @@ class _Runner:
         values: dict[Tap, list[Array]] = {}
 
         def keep(tap: Tap, tensor: torch.Tensor) -> None:
-            values.setdefault(tap, []).append(to_array(tensor))
+            # A copy: the module may change the tensor in place after it was read.
+            values.setdefault(tap, []).append(np.array(to_array(tensor)))
 
         module = self.origin.module
         args, kwargs = self.origin.layout.call_of(feeds, device_of(module))
         try:
-            with hooked(module, self.hooked, keep), torch.no_grad():
+            with self.origin.copy.undisturbed(), hooked(module, self.hooked, keep), torch.no_grad():
                 module(*args, **kwargs)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except Exception as error:  # forward is the user's code
             raise UnsupportedModelError(f"the model cannot run this batch: {error}") from error
         rest = None if self.graph is None else self.graph(feeds)
         for tap in self.taps:

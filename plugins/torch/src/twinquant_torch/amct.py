@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from twinquant.calibration.evaluation import ModelEvaluator
 from twinquant.config import write_new_config
+from twinquant.errors import ArgumentError
 from twinquant_onnx.amct import save_model
-from twinquant_torch.framework import TorchFramework
 from twinquant_torch.source import TorchModel
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "AutoCalibrationEvaluatorBase",
     "ModelEvaluator",
     "accuracy_based_auto_calibration",
     "create_quant_config",
@@ -34,6 +35,9 @@ __all__ = [
 StrPath = str | os.PathLike[str]
 DynamicAxes = Mapping[str, Mapping[int, str] | Sequence[int]]
 
+AutoCalibrationEvaluatorBase = ModelEvaluator
+"""The vendor's name of the evaluator's base class."""
+
 
 def create_quant_config(
     config_file: StrPath,
@@ -44,25 +48,35 @@ def create_quant_config(
     activation_offset: bool = True,
     config_defination: StrPath | None = None,
 ) -> None:
-    """Write a configuration that quantizes every layer that can be quantized.
+    """Write a configuration that quantizes every layer that can be quantized; a warning names each of the others.
 
     Args:
         config_file: the JSON file to write; its folder is made where it is missing.
         model: the float model, in evaluation mode.
         input_data: one batch as `forward` takes it: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        skip_layers: layers that are not quantized, by the paths of their modules; None: none.
+        skip_layers: layers that are not quantized, by the paths of their modules; None: none. Those that cannot be
+            quantized may be among them.
         batch_num: how many batches calibration wants.
         activation_offset: whether activations have an offset.
         config_defination: a simplified configuration (.cfg), which counts more than the arguments; None: there is none.
 
     Raises:
-        ConfigError: a setting or a layer is unknown, or no layer is left.
+        ConfigError: a setting or a layer is unknown, or no layer is left; the reasons of the layers are in the message.
         ModelError: the model is in training mode or cannot be exported.
         DataError: the input data is on another device.
         OutputError: the file cannot be written.
     """
+    from twinquant_torch.load import load_module
+    from twinquant_torch.reporting import left_out, warn_of_left_out
+
+    layers = load_module(TorchModel(model, input_data)).layers
+    refused = left_out(layers)
+    warn_of_left_out(layers)
+    if skip_layers is not None and not isinstance(skip_layers, str):
+        # They are not quantized anyway.
+        skip_layers = [name for name in skip_layers if name not in refused]
     write_new_config(
-        TorchFramework().load(TorchModel(model, input_data)).layers,
+        layers,
         config_file,
         skip_layers=skip_layers,
         batch_num=batch_num,
@@ -96,14 +110,16 @@ def quantize_preprocess(
 
 
 def quantize_model(
-    config_file: StrPath,
-    modified_onnx_file: StrPath,
-    record_file: StrPath,
-    model: torch.nn.Module,
-    input_data: Any,
+    config_file: StrPath | None = None,
+    modfied_onnx_file: StrPath | None = None,
+    record_file: StrPath | None = None,
+    model: torch.nn.Module | None = None,
+    input_data: Any = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dynamic_axes: DynamicAxes | None = None,
+    *,
+    modified_onnx_file: StrPath | None = None,
 ) -> torch.nn.Module:
     """Return a module that calibrates when it runs, write the exported model, and begin the record.
 
@@ -112,15 +128,17 @@ def quantize_model(
 
     Args:
         config_file: the configuration.
-        modified_onnx_file: the ONNX file to write.
+        modfied_onnx_file: the ONNX file to write; the vendor's spelling.
         record_file: the record to begin: it keeps the balance factors of `quantize_preprocess` and nothing else.
         model: the float model; not modified. Of a DataParallel or DistributedDataParallel model, what is inside counts.
         input_data: as for `create_quant_config`.
         input_names: names of the exported inputs; None: those that `forward` uses.
         output_names: names of the exported outputs; None: the exporter's.
         dynamic_axes: which axes have any length, by the name of an input or output, such as `{"input": {0: "n"}}`.
+        modified_onnx_file: the same as `modfied_onnx_file`, spelled right.
 
     Raises:
+        ArgumentError: an argument is missing, or the file is given twice.
         ConfigError: the configuration is missing, wrong or of another model, or balance factors have to be measured
             first.
         ModelError: the model is in training mode or cannot be exported.
@@ -129,8 +147,26 @@ def quantize_model(
     """
     from twinquant_torch.quantize import calibrating_module
 
+    if modfied_onnx_file is not None and modified_onnx_file is not None:
+        raise ArgumentError(
+            "the file is given twice, as modfied_onnx_file and as modified_onnx_file; give it once, in either spelling"
+        )
+    file = modfied_onnx_file if modfied_onnx_file is not None else modified_onnx_file
+    given = {
+        "config_file": config_file,
+        "modfied_onnx_file": file,
+        "record_file": record_file,
+        "model": model,
+        "input_data": input_data,
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if config_file is None or file is None or record_file is None or missing:
+        raise ArgumentError(
+            f"missing {', '.join(missing)}; call quantize_model(config_file, modfied_onnx_file, record_file, model, "
+            "input_data), for example quantize_model('config.json', 'modified.onnx', 'record.txt', model, batch)"
+        )
     source = TorchModel(model, input_data, input_names, output_names, dynamic_axes)
-    return calibrating_module(source, config_file, modified_onnx_file, record_file)
+    return calibrating_module(source, config_file, file, record_file)
 
 
 def accuracy_based_auto_calibration(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +16,27 @@ from torch.utils import _pytree as pytree
 
 from twinquant.calibration.batches import errors_about, taps_of
 from twinquant.calibration.station import Station
-from twinquant.errors import CalibrationError, RecordFileError, TwinQuantError, UnsupportedModelError
+from twinquant.errors import ArgumentError, CalibrationError, RecordFileError, TwinQuantError, UnsupportedModelError
 from twinquant.records import RecordSet, write_record_file, write_unfinished_record
-from twinquant.registry import Tap
 from twinquant_torch.activations import split_taps
-from twinquant_torch.distributed import gather, is_writer, merge_stations, on_writer, share_of, world
+from twinquant_torch.batch import BatchValues
+from twinquant_torch.distributed import (
+    gather,
+    is_writer,
+    merge_stations,
+    on_writer,
+    share_failure,
+    share_of,
+    world,
+)
+from twinquant_torch.folders import make_folder
 from twinquant_torch.graph import TorchGraph, TorchOrigin
 from twinquant_torch.graph_run import run_graph
 from twinquant_torch.hooks import hooked
 from twinquant_torch.inputs import Call, device_of
-from twinquant_torch.reduction import reduced
 from twinquant_torch.spool import InputSpool
 from twinquant_torch.tensors import to_array
+from twinquant_torch.working_copy import cloned
 
 __all__ = ["Calibration", "CalibrationModule", "Outcome"]
 
@@ -40,11 +49,11 @@ class Outcome:
 
     Attributes:
         records: the factors.
-        graph: what they are for.
+        graph: what they are for; None: they are balance factors only, which nothing can be saved with.
     """
 
     records: RecordSet
-    graph: TorchGraph
+    graph: TorchGraph | None
 
 
 class CalibrationModule(torch.nn.Module):
@@ -74,12 +83,25 @@ class CalibrationModule(torch.nn.Module):
         """
         if self.calibration.is_complete:
             return self.model(*args, **kwargs)
-        if self.training:
-            raise UnsupportedModelError(
-                "the calibration model was put into training mode, where BatchNormalization uses the statistics of "
-                "each batch; call .eval() on it"
-            )
+        for path, inner in self.named_modules():
+            if inner.training:
+                what = f"{path.removeprefix('model.')!r} in the calibration model" if path else "the calibration model"
+                raise UnsupportedModelError(
+                    f"{what} was put into training mode, where BatchNormalization uses the statistics of each batch "
+                    "and Dropout is active; call .eval() on the calibration model"
+                )
         return self.calibration.see(self.model, args, kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be copied and stored: there is one record for one module.
+
+        Raises:
+            ArgumentError: always.
+        """
+        raise ArgumentError(
+            "a calibration model cannot be copied or stored: it fills one record as it runs; copy or store "
+            "calibration_model.model, or its state_dict()"
+        )
 
 
 class Calibration:
@@ -122,7 +144,6 @@ class Calibration:
         self._share = share_of(batch_num)
         self._seen = 0
         self._failure: str | None = None
-        self._lock = threading.RLock()
         self._by_hooks, self._by_graph = split_taps(graph, taps_of(self.stations))
         several = passes is None and any(station.most_passes > 1 for station in self.stations)
         self._keeps_all = keep_batches is None or several or bool(self._by_graph)
@@ -136,17 +157,24 @@ class Calibration:
         return self.outcome is not None
 
     def see(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run one batch and look at it; return what the model returns. With the last batch, write the record."""
+        """Run one batch and look at it; return what the model returns. With the last batch, write the record.
+
+        A batch that the model fails on does not count, and leaves nothing behind.
+        """
         if self._failure is not None:
             raise CalibrationError(self._failure)
-        self.origin.layout.check(args, kwargs, device_of(self.origin.module))
+        leaves = self.origin.layout.leaves_of(args, kwargs, device_of(self.origin.module))
+        # Before the model runs, which may change its inputs.
+        first = self._keeps_first and self.first_batch is None
+        kept = cloned(leaves) if self._keeps_all or first else None
+        values = BatchValues(self.stations, self._seen)
+        output = self._run(model, args, kwargs, values)
         try:
-            output = self._run(model, args, kwargs, self._seen)
-            leaves = pytree.tree_leaves((args, dict(kwargs)))
-            if self._keeps_all:
-                self._spool.add(leaves)
-            if self._keeps_first and self.first_batch is None:
-                self.first_batch = self._feeds(leaves)
+            values.commit()
+            if kept is not None and self._keeps_all:
+                self._spool.add(kept)
+            if kept is not None and first:
+                self.first_batch = self._feeds(cloned(kept))
             self._seen += 1
             if self._seen < self._share:
                 if is_writer():
@@ -154,12 +182,18 @@ class Calibration:
             else:
                 with torch.inference_mode(False), torch.no_grad():
                     self._finish(model)
-        except TwinQuantError as error:
-            self._failure = str(error)
-            if is_writer():
-                write_unfinished_record(self._begun, self._record_file, self._failure)
+        except BaseException as error:  # what is half done cannot be gone on with
+            self._fail(error)
             raise
         return output
+
+    def _fail(self, error: BaseException) -> None:
+        """End the calibration; the record says why, and other processes are told."""
+        self._failure = str(error) if isinstance(error, TwinQuantError) else f"{type(error).__name__}: {error}"
+        share_failure(error)
+        if is_writer():
+            with contextlib.suppress(OSError, TwinQuantError):
+                write_unfinished_record(self._begun, self._record_file, self._failure)
 
     def require_complete(self) -> Outcome:
         """Return the outcome.
@@ -193,30 +227,28 @@ class Calibration:
         return f"{min(self._seen * size, self._batch_num)} of {self._batch_num} batches seen"
 
     def _note_progress(self) -> None:
-        self._record_file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._record_file)
         write_unfinished_record(self._begun, self._record_file, self._progress)
         _logger.info("%s", self._progress)
 
-    def _run(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int) -> Any:
-        active = {station.watch.tap: station for station in self.stations if not station.finished}
-
-        def receive(tap: Tap, tensor: torch.Tensor) -> None:
-            station = active[tap]
-            values = to_array(reduced(tensor.detach(), station))
-            with self._lock, errors_about(f"{station.watch.label}, batch {number + 1}"):
-                station.observe(values)
-
-        seen_here = {tap: path for tap, path in self._by_hooks.items() if tap in active}
-        with hooked(self.origin.module, seen_here, receive), torch.no_grad():
+    def _run(
+        self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], values: BatchValues
+    ) -> Any:
+        """Run a batch, and let hooks give what they see."""
+        seen_here = {tap: path for tap, path in self._by_hooks.items() if tap in values.taps}
+        with hooked(self.origin.module, seen_here, values.receive), torch.no_grad():
             return model(*args, **kwargs)
 
     def _finish(self, model: torch.nn.Module) -> None:
         done = 0
         while active := self._active(done):
             if done:
-                for number, leaves in enumerate(self._spool):
-                    args, kwargs = pytree.tree_unflatten(leaves, self.origin.layout.spec)
-                    self._run(model, args, kwargs, number)
+                with self.origin.copy.undisturbed():
+                    for number, leaves in enumerate(self._spool):
+                        args, kwargs = pytree.tree_unflatten(leaves, self.origin.layout.spec)
+                        values = BatchValues(self.stations, number, direct=True)
+                        self._run(model, args, kwargs, values)
+                        values.commit()
             self._run_graph(active)
             merge_stations(active)
             for station in active:
@@ -224,10 +256,14 @@ class Calibration:
                     station.end_pass(self._weight_maxima)
             done += 1
         outcome = self._conclude(self)
-        on_writer(lambda: write_record_file(outcome.records, self._record_file))
+        on_writer(lambda: self._write(outcome.records))
         self._spool.clear()
         self.outcome = outcome
         _logger.info("%s is complete", self._record_file)
+
+    def _write(self, records: RecordSet) -> None:
+        make_folder(self._record_file)
+        write_record_file(records, self._record_file)
 
     def _active(self, done: int) -> list[Station]:
         if self._passes is not None and done >= self._passes:

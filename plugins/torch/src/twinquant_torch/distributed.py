@@ -6,8 +6,11 @@ process. Every function here that communicates must be called by all of them.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch.distributed
@@ -16,7 +19,19 @@ from twinquant.calibration.observer import State
 from twinquant.calibration.station import Station
 from twinquant.errors import ArgumentError, CalibrationError, ConfigError, TwinQuantError
 
-__all__ = ["gather", "is_writer", "merge_stations", "on_writer", "share_of", "world"]
+__all__ = [
+    "PeerError",
+    "gather",
+    "is_writer",
+    "merge_stations",
+    "on_writer",
+    "share_failure",
+    "share_of",
+    "together",
+    "world",
+]
+
+_LONGEST_REASON = 300
 
 T = TypeVar("T")
 
@@ -63,19 +78,78 @@ def share_of(batch_num: int) -> int:
     return batch_num // size + (rank < batch_num % size)
 
 
+class PeerError(CalibrationError):
+    """Another process failed or cannot be reached; those that can be reached know it already."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Letter:
+    """What a process tells the others.
+
+    Attributes:
+        value: what was asked for.
+        error: why there is no value; None: there is one.
+    """
+
+    value: Any
+    error: TwinQuantError | None = None
+
+
 def gather(value: T) -> list[T]:
     """Return the values of all processes, in the order of their ranks.
 
     Args:
         value: this process's; anything that can be pickled.
+
+    Raises:
+        PeerError: another process failed, or cannot be reached.
     """
-    _, size = world()
+    rank, size = world()
     if size == 1:
         return [value]
+    letters = _exchange(_Letter(value))
+    for other, letter in enumerate(letters):
+        if letter.error is not None and other != rank:
+            raise PeerError(f"process {other} failed: {letter.error}") from letter.error
+    return [letter.value for letter in letters]
+
+
+def share_failure(error: BaseException) -> None:
+    """Let the other processes, which will ask for this one's values, know why there are none.
+
+    Returns when they have asked, or when they cannot be reached.
+
+    Args:
+        error: why this process cannot go on; a `PeerError` is known to all others already.
+    """
+    if world()[1] == 1 or isinstance(error, PeerError):
+        return
+    told: TwinQuantError = CalibrationError(f"{type(error).__name__}: {error}")
+    if isinstance(error, TwinQuantError):
+        told = _plain(error)
+    with contextlib.suppress(PeerError):
+        _exchange(_Letter(None, told))
+
+
+def _plain(error: TwinQuantError) -> TwinQuantError:
+    """Return an error without its causes, which may hold what cannot be pickled."""
+    return type(error)(str(error))
+
+
+def _exchange(letter: _Letter) -> list[_Letter]:
+    rank, size = world()
     # Values travel as bytes, on the device that the backend works with.
-    values: list[Any] = [None] * size
-    torch.distributed.all_gather_object(values, value)
-    return values
+    letters: list[Any] = [None] * size
+    try:
+        torch.distributed.all_gather_object(letters, letter)
+    except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+        # So do the backends tell of processes that have ended or do not answer in time.
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        raise PeerError(
+            f"process {rank} waited for the {size - 1} other(s), and they cannot be reached: {reason}. Look for an "
+            "earlier error of another process: all of them must run the calibration model on their share of the batches"
+        ) from error
+    return letters
 
 
 def merge_stations(stations: Sequence[Station]) -> None:
@@ -117,19 +191,28 @@ def on_writer(write: Callable[[], None]) -> None:
 
     Raises:
         TwinQuantError: `write` raised it, in rank 0; every process raises it.
+        PeerError: another process failed, or cannot be reached.
     """
     rank, size = world()
     if size == 1:
         write()
         return
-    outcome: list[TwinQuantError | None] = [None]
+    failure: TwinQuantError | None = None
     try:
         if rank == 0:
             write()
     except TwinQuantError as error:
-        outcome = [error]
+        failure = error
+    for other, found in enumerate(gather(None if failure is None else _plain(failure))):
+        if found is not None:
+            raise failure if failure is not None and other == rank else found
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Do what all processes do: where one of them fails, the others are told why instead of waiting for it."""
+    try:
+        yield
+    except BaseException as error:
+        share_failure(error)
         raise
-    finally:
-        torch.distributed.broadcast_object_list(outcome, src=0)
-    if outcome[0] is not None:
-        raise outcome[0]

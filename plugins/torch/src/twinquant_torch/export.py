@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
-import io
 import logging
 import re
 import shutil
 import tempfile
-import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,40 +21,18 @@ from twinquant_onnx.graph import OnnxGraph
 from twinquant_onnx.load import load_model
 from twinquant_torch.folding import fold_constants
 from twinquant_torch.hooks import without_fast_path
+from twinquant_torch.quiet import quiet
+from twinquant_torch.request import OLDEST_OPSET, ExportRequest, input_names, named_axes
+from twinquant_torch.working_copy import cloned
 
-__all__ = ["ExportRequest", "Exported", "ScratchFolder", "export", "input_names"]
+__all__ = ["Exported", "ScratchFolder", "export"]
 
 _logger = logging.getLogger(__name__)
 
 _FIRST_DYNAMO = (2, 6)
 """The first release whose dynamo exporter can be told not to fuse, so that the configuration decides about fusion."""
 
-_OLDEST_OPSET = 17
-
 _LONGEST_REASON = 400
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ExportRequest:
-    """What is exported, and how.
-
-    Attributes:
-        module: a module in evaluation mode, or an exported program.
-        args: positional arguments of `forward`.
-        kwargs: its keyword arguments.
-        input_names: see `TorchModel`.
-        output_names: see `TorchModel`.
-        dynamic_axes: see `TorchModel`.
-        opset: see `TorchModel`.
-    """
-
-    module: Any
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] | None = None
-    input_names: Sequence[str] | None = None
-    output_names: Sequence[str] | None = None
-    dynamic_axes: Mapping[str, Mapping[int, str] | Sequence[int]] | None = None
-    opset: int | None = None
 
 
 class ScratchFolder:
@@ -86,17 +61,19 @@ def export(request: ExportRequest) -> Exported:
 
     Nothing is written to the working folder.
 
+    Args:
+        request: what is exported; `check_request` has been through it.
+
     Raises:
-        ArgumentError: the operator set is too old, or a name in `dynamic_axes` is that of no input or output.
+        ArgumentError: a name in `dynamic_axes` is that of no input or output, or the exporters do not give the names or
+            the operator set that were asked for.
         UnsupportedModelError: no exporter can trace the module.
     """
-    if request.opset is not None and request.opset < _OLDEST_OPSET:
-        raise ArgumentError(f"opset: must be {_OLDEST_OPSET} or newer, got {request.opset}")
     reasons: list[str] = []
     for name, exporter in _exporters(request.module):
         frozen: list[str] = []
         try:
-            with _quiet(frozen), without_fast_path():
+            with quiet(frozen), without_fast_path():
                 exported = exporter(request)
         except (ArgumentError, MemoryError):
             raise
@@ -104,18 +81,65 @@ def export(request: ExportRequest) -> Exported:
             _logger.debug("the %s exporter failed", name, exc_info=error)
             reasons.append(f"{name} exporter: {_shortened(_root(error))}")
             continue
-        if frozen and reasons:
-            # A value of the example inputs became a constant: what the other exporter could not do is not done here.
+        if frozen and not _is_traceable(request):
+            # A value of the example inputs became a constant.
             reasons.append(f"{name} exporter: {_shortened(frozen[0])}")
             continue
         for message in frozen:
             _logger.warning("%s", message)
+        given = _opset(exported.graph.model)
+        if request.opset is not None and given != request.opset:
+            reasons.append(f"{name} exporter: it gives operator set {given} instead of {request.opset}")
+            continue
+        if reasons:
+            _logger.info("exported with the %s exporter. %s", name, ". ".join(reasons))
+        _check_names(request, exported.graph.model.graph)
         _name_axes(request, exported.graph.model.graph)
         return exported
+    if request.opset is not None and all("operator set" in reason or "opset" in reason for reason in reasons):
+        raise ArgumentError(
+            f"opset: torch {torch.__version__} cannot export this model with operator set {request.opset}: "
+            f"{'. '.join(reasons)}. Leave opset out, or choose another one"
+        )
     raise UnsupportedModelError(
         f"the model cannot be exported. {'. '.join(reasons)}. Check that it runs on the example inputs; forward must "
         "not branch on values of tensors, and must return tensors only: move such code out of the model"
     )
+
+
+def _opset(model: Any) -> int:
+    return next((int(entry.version) for entry in model.opset_import if not entry.domain), 0)
+
+
+def _is_traceable(request: ExportRequest) -> bool:
+    """Tell whether a module is independent of its inputs' values, though the older exporter warns that it may not be.
+
+    It warns of checks of shapes, too; `torch.export` knows shapes from values.
+    """
+    try:
+        with quiet([]), without_fast_path():
+            args, kwargs = cloned((request.args, dict(request.kwargs or {})))
+            torch.export.export(request.module, args, kwargs, strict=False)
+    except Exception as error:  # it raises whatever a module or torch's internals raise
+        _logger.debug("torch.export failed", exc_info=error)
+        return False
+    return True
+
+
+def _check_names(request: ExportRequest, graph: Any) -> None:
+    """Refuse names that the exporter has not given, because they are taken, or because they are too few."""
+    initializers = {tensor.name for tensor in graph.initializer}
+    for option, wanted, values in (
+        ("input_names", request.input_names, [value.name for value in graph.input if value.name not in initializers]),
+        ("output_names", request.output_names, [value.name for value in graph.output]),
+    ):
+        # The older exporter leaves out inputs that nobody reads.
+        known = list(wanted or values) if option == "output_names" else [n for n in wanted or values if n in values]
+        if known != values:
+            raise ArgumentError(
+                f"{option}: the exported model has {', '.join(map(repr, values))} instead of "
+                f"{', '.join(map(repr, wanted or ()))}; a name may be that of a weight: choose other names, one each"
+            )
 
 
 def _name_axes(request: ExportRequest, graph: Any) -> None:
@@ -153,7 +177,8 @@ def _exporters(module: Any) -> list[tuple[str, Callable[[ExportRequest], Exporte
 
 
 def _export_dynamo(request: ExportRequest) -> Exported:
-    module, args, kwargs = request.module, request.args, dict(request.kwargs or {})
+    module = request.module
+    args, kwargs = cloned((request.args, dict(request.kwargs or {})))
     if request.dynamic_axes and isinstance(module, torch.nn.Module):
         (args, kwargs), shapes = _dynamic(request)
         # torch.onnx.export by itself closes in silence an axis that it cannot keep open, such as the time of an LSTM.
@@ -179,22 +204,51 @@ def _export_dynamo(request: ExportRequest) -> Exported:
 def _export_torchscript(request: ExportRequest) -> Exported:
     folder = ScratchFolder()
     path = folder.path / "model.onnx"
-    positional = (*request.args, dict(request.kwargs)) if request.kwargs else _positional(request.args, {})
     options: dict[str, Any] = {"dynamo": False} if "dynamo" in torch.onnx.export.__code__.co_varnames else {}
-    with torch.no_grad():
+    names = input_names(request)  # its own would be names like input.1
+    with torch.no_grad(), _called_by_position(request) as positional:
         torch.onnx.export(
             request.module,
             positional,
             str(path),
-            input_names=input_names(request),  # its own would be names like input.1
+            input_names=names,
             output_names=list(request.output_names or ()) or None,
             dynamic_axes={name: named_axes(request.dynamic_axes, name) for name in request.dynamic_axes or ()},
-            opset_version=request.opset or _OLDEST_OPSET,
+            opset_version=request.opset or OLDEST_OPSET,
             # In evaluation mode this exporter folds BatchNormalization by itself; the configuration decides about that.
             training=torch.onnx.TrainingMode.PRESERVE,
             **options,
         )
     return Exported(load_model(path), folder)
+
+
+@contextlib.contextmanager
+def _called_by_position(request: ExportRequest) -> Iterator[tuple[Any, ...]]:
+    """Let a module be called with nothing but its tensors, which is all that the older exporter does, and give them.
+
+    It knows no keyword-only arguments. `forward` is replaced in the module itself, so that all paths stay.
+    """
+    args, kwargs = cloned((request.args, dict(request.kwargs or {})))
+    if not kwargs:
+        yield _positional(args, {})
+        return
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    module, forward = request.module, request.module.forward
+    replaced = vars(module).get("forward")
+
+    def by_position(*tensors: torch.Tensor) -> Any:
+        given = iter(tensors)
+        filled = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        args, kwargs = pytree.tree_unflatten(filled, spec)
+        return forward(*args, **kwargs)
+
+    module.forward = by_position
+    try:
+        yield tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
+    finally:
+        del module.forward
+        if replaced is not None:
+            module.forward = replaced
 
 
 def _positional(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -227,63 +281,6 @@ def _dynamic(request: ExportRequest) -> tuple[tuple[tuple[Any, ...], dict[str, A
     args, kwargs = pytree.tree_unflatten(traced, spec)
     shape_args, shape_kwargs = pytree.tree_unflatten(shapes, spec)
     return (args, kwargs), shape_kwargs if shape_kwargs else tuple(shape_args)
-
-
-def input_names(request: ExportRequest) -> list[str]:
-    """Return the names that the user knows the tensors by, in their order."""
-    if request.input_names:
-        return list(request.input_names)
-    bound = inspect.signature(request.module.forward).bind(*request.args, **dict(request.kwargs or {}))
-    names = []
-    for name, value in bound.arguments.items():
-        tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
-        names += [name] if len(tensors) == 1 else [f"{name}_{index}" for index in range(len(tensors))]
-    return names
-
-
-def named_axes(dynamic_axes: Mapping[str, Any] | None, name: str) -> dict[int, str]:
-    """Return the names of a tensor's axes that have any length."""
-    axes = (dynamic_axes or {}).get(name, {})
-    if isinstance(axes, Mapping):
-        return {int(axis): str(label) for axis, label in axes.items()}
-    return {int(axis): f"{name}_axis{axis}" for axis in axes}
-
-
-@contextlib.contextmanager
-def _quiet(frozen: list[str]) -> Iterator[None]:
-    """Log what the exporters print, log and warn of: it is about their internals and packages that are not installed.
-
-    A TracerWarning about the user's code is another matter: the older exporter has stored a value of the example inputs
-    as a constant. Such warnings are added to `frozen`.
-    """
-    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.partition(".")[0] == "torch"]
-    handlers = [handler for logger in loggers for handler in logger.handlers]
-    chatter = io.StringIO()
-    for handler in handlers:
-        handler.addFilter(_nothing)
-    try:
-        with (
-            warnings.catch_warnings(record=True) as caught,
-            contextlib.redirect_stdout(chatter),
-            contextlib.redirect_stderr(chatter),
-        ):
-            warnings.simplefilter("always")
-            yield
-    finally:
-        for handler in handlers:
-            handler.removeFilter(_nothing)
-        if chatter.getvalue():
-            _logger.debug("%s", chatter.getvalue())
-    own = str(Path(torch.__file__).parent)
-    for warning in caught:
-        message = f"{warning.filename}, line {warning.lineno}: {warning.message}"
-        _logger.debug("%s", message)
-        if warning.category.__name__ == "TracerWarning" and not warning.filename.startswith(own):
-            frozen.append(message)
-
-
-def _nothing(_: logging.LogRecord) -> bool:
-    return False
 
 
 def _root(error: BaseException) -> str:

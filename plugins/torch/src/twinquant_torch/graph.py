@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from twinquant.plan import LayerInfo
 from twinquant_onnx.layers import LoadedModel
 from twinquant_torch.export import ScratchFolder
 from twinquant_torch.inputs import InputLayout
 from twinquant_torch.naming import NamedLayers
+from twinquant_torch.working_copy import WorkingCopy
 
 __all__ = ["TorchGraph", "TorchOrigin"]
 
@@ -19,12 +22,19 @@ class TorchOrigin:
     """Where an exported graph comes from.
 
     Attributes:
-        module: the module; it is not modified.
+        copy: the module: a copy of the user's.
         layout: how its arguments are made of tensors.
+        expected: what the module gives for the example inputs; None: something else than tensors.
     """
 
-    module: Any
+    copy: WorkingCopy
     layout: InputLayout
+    expected: tuple[torch.Tensor, ...] | None = None
+
+    @property
+    def module(self) -> Any:
+        """The module itself."""
+        return self.copy.module
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,9 +19,23 @@ Receiver = Callable[[Tap, torch.Tensor], None]
 def is_observable(module: Any) -> bool:
     """Tell whether what the device quantizes is the tensor that the module is called with.
 
-    A convolution that does not pad with zeros pads before it convolves, in a node of its own.
+    A forward of the user's may change that tensor before the layer reads it. A convolution that does not pad with zeros
+    pads before it convolves, in a node of its own.
     """
-    return getattr(module, "padding_mode", "zeros") == "zeros"
+    if any(name in vars(module) for name in _FORWARDS):
+        return False
+    made_by = (next(base for base in type(module).__mro__ if name in vars(base)) for name in _forwards_of(module))
+    if not all(base.__module__.startswith("torch.nn.modules.") for base in made_by):
+        return False
+    return bool(getattr(module, "padding_mode", "zeros") == "zeros")
+
+
+_FORWARDS = ("forward", "_conv_forward", "__call__")
+"""What a convolution, or any module, does when it is called."""
+
+
+def _forwards_of(module: Any) -> Iterator[str]:
+    return (name for name in _FORWARDS if hasattr(type(module), name))
 
 
 @contextmanager
@@ -73,4 +87,5 @@ def register(layer: torch.nn.Module, tap: Tap, receive: Receiver) -> Any:
         receive(tap, torch.zeros_like(steps.narrow(axis, 0, 1)) if initial is None else initial)
         receive(tap, steps.narrow(axis, 0, steps.shape[axis] - 1))
 
-    return layer.register_forward_hook(after, with_kwargs=True)
+    # A hook of the user's may change the output; the steps do not see that.
+    return layer.register_forward_hook(after, with_kwargs=True, prepend=True)

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils import _pytree as pytree
 
 from twinquant.errors import ArgumentError, DataError
+from twinquant_torch.tensors import to_array
 
 __all__ = ["Call", "InputLayout", "device_of", "split_call"]
 
@@ -64,41 +67,49 @@ class InputLayout:
         """The tensors of the example."""
         return tuple(leaf for leaf in self.example if isinstance(leaf, torch.Tensor))
 
-    def check(self, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device | None) -> None:
-        """Refuse a call that the exported model could not take.
+    def example_feeds(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the example's tensors as arrays, by the names of the exported inputs."""
+        return {name: to_array(tensor) for name, tensor in zip(self.names, self.tensors, strict=True)}
+
+    def leaves_of(self, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device | None) -> list[Any]:
+        """Take the arguments of a call apart, and refuse those that the exported model could not take.
+
+        Returns:
+            the leaves, in the order of the example's.
 
         Raises:
-            DataError: arity, type, element type, rank, length or device differ from those of the example.
+            DataError: arity, type, element type, rank, length, device or a plain value differ from those of the
+                example, or the batch is empty.
         """
-        leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
+        leaves, spec = pytree.tree_flatten((tuple(args), self._in_order(kwargs)))
         if spec != self.spec:
             raise DataError(
-                f"the model was exported with {_outline(self.example)} as inputs, this call has {_outline(leaves)}; "
-                "call it with as many arguments as the example inputs had, nested alike"
+                f"the model was exported with {self._outline(self.example, self.spec)} as inputs, this call has "
+                f"{self._outline(leaves, spec)}; call it with as many arguments as the example inputs had, nested "
+                "alike, by position or by name as they were"
             )
         tensors = iter(zip(self.names, self.open_axes, strict=True))
         for leaf, wanted in zip(leaves, self.example, strict=True):
-            if not isinstance(wanted, torch.Tensor):
-                continue
-            name, open_axes = next(tensors)
-            if not isinstance(leaf, torch.Tensor):
-                raise DataError(f"input {name!r}: must be a tensor, got {type(leaf).__name__}")
-            if leaf.dtype != wanted.dtype:
-                raise DataError(f"input {name!r}: the tensor is {leaf.dtype}, the model takes {wanted.dtype}")
-            fits = leaf.ndim == wanted.ndim and all(
-                axis in open_axes or length == given
-                for axis, (length, given) in enumerate(zip(wanted.shape, leaf.shape, strict=True))
-            )
-            if not fits:
-                taken = ["?" if axis in open_axes else str(length) for axis, length in enumerate(wanted.shape)]
+            if isinstance(wanted, torch.Tensor):
+                _check_tensor(leaf, wanted, *next(tensors), device)
+            elif _differs(leaf, wanted):
                 raise DataError(
-                    f"input {name!r}: the tensor has shape {list(leaf.shape)}, the model takes [{', '.join(taken)}]"
+                    f"the model was exported with the value {wanted!r}, this call has {leaf!r} in its place; what a "
+                    "model does with another value is another model: export it with that value"
                 )
-            if device is not None and leaf.device != device:
-                raise DataError(
-                    f"input {name!r}: the tensor is on {leaf.device}, the model on {device}; move it with "
-                    f".to({str(device)!r})"
-                )
+        return list(leaves)
+
+    def _in_order(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return keyword arguments in the order of the example's."""
+        _, example = pytree.tree_unflatten(list(self.example), self.spec)
+        known = [name for name in example if name in kwargs]
+        return {name: kwargs[name] for name in (*known, *(name for name in kwargs if name not in example))}
+
+    @staticmethod
+    def _outline(leaves: Sequence[Any], spec: Any) -> str:
+        kinds = [_Word(f"Tensor {list(leaf.shape)}" if _is_tensor(leaf) else repr(leaf)) for leaf in leaves]
+        args, kwargs = pytree.tree_unflatten(kinds, spec)
+        return f"({', '.join([*map(repr, args), *(f'{name}={value!r}' for name, value in kwargs.items())])})"
 
     def call_of(self, feeds: Mapping[str, Any], device: torch.device | None) -> Call:
         """Return the arguments of `forward` for one batch of arrays by input name."""
@@ -114,9 +125,58 @@ class InputLayout:
         self, example: torch.Tensor, name: str, feeds: Mapping[str, Any], device: torch.device | None
     ) -> torch.Tensor:
         """Return an input as a tensor; one that the exported graph does not read is the example's."""
-        return torch.from_numpy(feeds[name]).to(device=device, dtype=example.dtype) if name in feeds else example
+        if name not in feeds:
+            return example.clone()
+        # A copy: the module may change its inputs, and these arrays are the user's data.
+        values = np.array(feeds[name], dtype=np.float32 if feeds[name].dtype.name == "bfloat16" else None)
+        return torch.from_numpy(values).to(device=device, dtype=example.dtype)
 
 
-def _outline(leaves: Sequence[Any]) -> str:
-    kinds = (f"Tensor {list(leaf.shape)}" if isinstance(leaf, torch.Tensor) else repr(leaf) for leaf in leaves)
-    return f"({', '.join(kinds)})"
+class _Word(str):
+    """A text that is shown without quotes, also inside of lists and dicts."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor)
+
+
+def _check_tensor(
+    leaf: Any, wanted: torch.Tensor, name: str, open_axes: frozenset[int], device: torch.device | None
+) -> None:
+    if not isinstance(leaf, torch.Tensor):
+        raise DataError(f"input {name!r}: must be a tensor, got {type(leaf).__name__}")
+    if leaf.dtype != wanted.dtype:
+        raise DataError(f"input {name!r}: the tensor is {leaf.dtype}, the model takes {wanted.dtype}")
+    fits = leaf.ndim == wanted.ndim and all(
+        axis in open_axes or length == given
+        for axis, (length, given) in enumerate(zip(wanted.shape, leaf.shape, strict=True))
+    )
+    if not fits:
+        taken = ["?" if axis in open_axes else str(length) for axis, length in enumerate(wanted.shape)]
+        raise DataError(
+            f"input {name!r}: the tensor has shape {list(leaf.shape)}, the model takes [{', '.join(taken)}]"
+        )
+    if wanted.numel() and not leaf.numel():
+        raise DataError(
+            f"input {name!r}: the batch is empty, its shape is {list(leaf.shape)}; leave empty batches out, they do "
+            "not count"
+        )
+    if device is not None and leaf.device != device:
+        raise DataError(
+            f"input {name!r}: the tensor is on {leaf.device}, the model on {device}; move it with .to({str(device)!r})"
+        )
+
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+
+
+def _differs(leaf: Any, wanted: Any) -> bool:
+    """Tell whether two plain values differ; of other objects nobody knows what their equality means."""
+    if isinstance(leaf, _PLAIN) and isinstance(wanted, _PLAIN):
+        return bool(leaf != wanted)
+    return isinstance(leaf, torch.Tensor) or isinstance(leaf, _PLAIN) != isinstance(wanted, _PLAIN)

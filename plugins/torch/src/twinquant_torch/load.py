@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,18 @@ from twinquant_onnx.load import load_model
 from twinquant_onnx.modified.removal import without_calibration
 from twinquant_onnx.recognize import recognize as recognize_onnx
 from twinquant_torch.calibration import CalibrationModule
-from twinquant_torch.export import Exported, ExportRequest, export, input_names
+from twinquant_torch.equality import check_equal
+from twinquant_torch.export import Exported, export
 from twinquant_torch.graph import TorchGraph, TorchOrigin
 from twinquant_torch.inputs import InputLayout, device_of, split_call
 from twinquant_torch.naming import NamedLayers, name_layers
+from twinquant_torch.probe import probe
+from twinquant_torch.refusals import refuse_active_training, refuse_module
+from twinquant_torch.request import ExportRequest, check_request, input_names
 from twinquant_torch.source import TorchModel
+from twinquant_torch.working_copy import WorkingCopy, cloned
 
-__all__ = ["load", "unwrapped"]
+__all__ = ["load", "load_module", "unwrapped"]
 
 _WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
 
@@ -39,19 +44,19 @@ def load(source: Any, options: Mapping[str, Any]) -> TorchGraph:
         options: fields of `TorchModel`.
 
     Raises:
-        ArgumentError: a module without example inputs.
+        ArgumentError: a module without example inputs, or one that has measured balance factors only.
         DataError: the example inputs do not fit the module.
         ModelFileError: the file is missing or damaged.
         UnsupportedModelError: the module is in training mode or cannot be exported, or the file holds none.
     """
     source = unwrapped(source)
     if isinstance(source, CalibrationModule):
-        return source.calibration.require_complete().graph
+        return _calibrated(source)
     if isinstance(source, TorchModel):
-        return _load_module(replace(source, **options))
+        return _compared(load_module(replace(source, **options)))
     if isinstance(source, torch.nn.Module):
         if options.get("example_inputs") is not None:
-            return _load_module(TorchModel(source, **options))
+            return _compared(load_module(TorchModel(source, **options)))
         raise ArgumentError(
             f"the torch module {type(source).__name__} needs example inputs, which it is traced with: pass "
             "example_inputs=..., one batch as forward takes it, or twinquant_torch.TorchModel(module, example_inputs)"
@@ -80,32 +85,50 @@ def unwrapped(module: Any) -> Any:
     return module
 
 
-def _load_module(source: TorchModel) -> TorchGraph:
+def _calibrated(module: CalibrationModule) -> TorchGraph:
+    graph = module.calibration.require_complete().graph
+    if graph is None:
+        raise ArgumentError(
+            "the module comes from quantize_preprocess, which measures balance factors only; call quantize_model with "
+            "the same configuration and record, run the module that it returns, and save that one"
+        )
+    return graph
+
+
+def load_module(source: TorchModel) -> TorchGraph:
+    """Export a module, without comparing the result with it.
+
+    Raises:
+        ArgumentError, DataError, UnsupportedModelError: see `load`.
+    """
     module = unwrapped(source.module)
     if not isinstance(module, torch.nn.Module):
         raise ArgumentError(f"module: must be a torch.nn.Module, got {type(module).__name__}")
-    if isinstance(module, torch.jit.ScriptModule):
-        raise UnsupportedModelError(
-            "the model is a TorchScript module, whose layers cannot be looked into; pass the torch.nn.Module that was "
-            "scripted or traced"
-        )
-    _refuse_training(module)
-    args, kwargs = split_call(source.example_inputs)
+    refuse_module(module)
+    args, kwargs = cloned(split_call(source.example_inputs))
     _refuse_wrong_arity(module, args, kwargs)
     _refuse_wrong_device(module, (args, kwargs))
-    _refuse_wrong_names(source.input_names, (args, kwargs))
-    _run_once(module, args, kwargs)
+    pristine = WorkingCopy.of(module)
+    seen = probe(pristine.anew(), args, kwargs)
+    traced = pristine.anew()
     request = ExportRequest(
-        module, args, kwargs, source.input_names, source.output_names, source.dynamic_axes, source.opset
+        traced.module, args, kwargs, source.input_names, source.output_names, source.dynamic_axes, source.opset
     )
-    exported = export(request)
+    check_request(request, seen.outputs)
+    with traced.undisturbed():
+        exported = export(request)
+    named = _named(exported, traced.module, seen.calls)
+    layout = _layout(exported, request)
+    origin = TorchOrigin(pristine, layout, seen.outputs)
+    return TorchGraph.of(named.model, named.named, origin, exported.folder)
+
+
+def _layout(exported: Exported, request: ExportRequest) -> InputLayout:
     main = exported.graph.model.graph
     initializers = {tensor.name for tensor in main.initializer}
     names = tuple(value.name for value in main.input if value.name not in initializers)
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    graph = _named(exported, module)
-    if len(tensors) != len(names):
+    leaves, spec = pytree.tree_flatten((request.args, dict(request.kwargs or {})))
+    if len(request.tensors) != len(names):
         # The older exporter leaves out inputs that nobody reads; it calls the others as forward does.
         names = tuple(input_names(request))
     declared = {value.name: value.type.tensor_type.shape.dim for value in main.input}
@@ -113,38 +136,27 @@ def _load_module(source: TorchModel) -> TorchGraph:
         frozenset(axis for axis, dim in enumerate(declared[name]) if axis == 0 or not dim.HasField("dim_value"))
         if name in declared
         else frozenset(range(tensor.ndim))
-        for name, tensor in zip(names, tensors, strict=True)
+        for name, tensor in zip(names, request.tensors, strict=True)
     )
-    layout = InputLayout(tuple(leaves), spec, names, open_axes)
-    return TorchGraph.of(graph.model, graph.named, TorchOrigin(module, layout), exported.folder)
+    return InputLayout(tuple(leaves), spec, names, open_axes)
+
+
+def _compared(graph: TorchGraph) -> TorchGraph:
+    """Return a graph that computes what its module does."""
+    assert graph.origin is not None  # it was a module
+    check_equal(graph.model.graph, graph.origin.layout.example_feeds(), graph.origin.expected, "the exported model")
+    return graph
 
 
 def _load_program(program: Any) -> TorchGraph:
     return _named(export(ExportRequest(program)), None)
 
 
-def _named(exported: Exported, module: Any) -> TorchGraph:
+def _named(exported: Exported, module: Any, calls: Mapping[str, int] | None = None) -> TorchGraph:
     model = exported.graph.model
-    for node in model.graph.node:
-        modes = {attribute.name: attribute.i for attribute in node.attribute}
-        if node.op_type == "BatchNormalization" and modes.get("training_mode"):
-            raise UnsupportedModelError(_TRAINING.format(what="the exported program"))
-    named = name_layers(model, module)
+    refuse_active_training(model, "the exported program" if module is None else f"the model {type(module).__name__}")
+    named = name_layers(model, module, calls)
     return TorchGraph.of(analyse(exported.graph), named, folder=exported.folder)
-
-
-_TRAINING = (
-    "{what} is in training mode: BatchNormalization would use the statistics of each batch, and Dropout would be "
-    "active; call .eval() on the model, and export or pass it then"
-)
-
-
-def _refuse_training(module: Any) -> None:
-    training = [path or type(module).__name__ for path, inner in module.named_modules() if inner.training]
-    if module.training:
-        raise UnsupportedModelError(_TRAINING.format(what=f"the model {type(module).__name__}"))
-    if training:
-        raise UnsupportedModelError(_TRAINING.format(what=f"the module {training[0]!r} of the model"))
 
 
 def _refuse_wrong_arity(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -158,26 +170,6 @@ def _refuse_wrong_arity(module: Any, args: tuple[Any, ...], kwargs: Mapping[str,
         raise DataError(
             f"example_inputs: {type(module).__name__}.forward takes {signature}: {error}; a tuple holds its positional "
             "arguments, a dict its keyword arguments, and a dict that is one argument goes into a tuple: ({...},)"
-        ) from error
-
-
-def _refuse_wrong_names(input_names: Sequence[str] | None, inputs: Any) -> None:
-    count = sum(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(inputs))
-    if input_names is not None and len(input_names) != count:
-        raise ArgumentError(
-            f"input_names: there are {len(input_names)} ({', '.join(map(repr, input_names))}), but the example inputs "
-            f"hold {count} tensors; give a name for each"
-        )
-
-
-def _run_once(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Refuse inputs that the module itself does not take: what it says is clearer than what the exporters say."""
-    try:
-        with torch.no_grad():
-            module(*args, **kwargs)
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
-        raise DataError(
-            f"example_inputs: {type(module).__name__} does not run on them: {error}; give one batch as forward takes it"
         ) from error
 
 

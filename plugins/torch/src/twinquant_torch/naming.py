@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,15 +57,17 @@ class _Scope:
         classes: names of the module's class and of those it is derived from.
         call: tells the calls of one module from each other.
         label: what happens in it.
+        rivals: the paths of all modules that it may be; none: it is clear which one.
     """
 
     path: str
     classes: frozenset[str]
     call: str
     label: str
+    rivals: tuple[str, ...] = ()
 
 
-def name_layers(model: onnx.ModelProto, module: Any) -> NamedLayers:
+def name_layers(model: onnx.ModelProto, module: Any, calls: Mapping[str, int] | None = None) -> NamedLayers:
     """Give every quantizable node the path of its module, and every node a unique name. Edits `model`.
 
     What the exporters say about the source of nodes and tensors is removed: it holds paths of this machine.
@@ -73,39 +75,49 @@ def name_layers(model: onnx.ModelProto, module: Any) -> NamedLayers:
     Args:
         model: a freshly exported model.
         module: what was exported; None: an exported program.
+        calls: how often one forward pass calls each module, by the first of its paths; None: nobody knows.
     """
     main = model.graph
     shared = _shared_paths(module)
-    scopes = [_scope(node, module) for node in main.node]
-    by_path: dict[str, list[int]] = defaultdict(list)
-    wanted: dict[int, str] = {}
-    functional: set[int] = set()
     makers = {tensor: node for node in main.node for tensor in node.output}
+    readings = _Readings(module, shared, calls)
+    scopes = [_scope(node, module, readings, makers) for node in main.node]
+    by_path: dict[str, list[int]] = defaultdict(list)
+    of_modules: dict[int, str] = {}
+    functional: dict[int, str] = {}
+    refusals: dict[int, str] = {}
+    uncalled: set[int] = set()
     for index, (node, scope) in enumerate(zip(main.node, scopes, strict=True)):
         if node.op_type not in OPERATORS or node.domain not in MAIN_DOMAINS or scope is None:
             continue
         if scope.classes.intersection(_MODULES[node.op_type]):
             by_path[shared.get(scope.path, scope.path)].append(index)
-            wanted[index] = scope.path or scope.label
+            of_modules[index] = scope.path or scope.label
+            if scope.rivals:
+                refusals[index] = _unclear(scope.rivals)
+            if calls is not None and not calls.get(shared.get(scope.path, scope.path)):
+                uncalled.add(index)  # somebody calls its forward, which no hook sees
         elif owner := _owner(makers, node, module):
             by_path[shared.get(owner, owner)].append(index)
-            wanted[index] = owner
-            functional.add(index)
+            of_modules[index] = owner
+            uncalled.add(index)
         else:
-            wanted[index] = f"{scope.path}.{scope.label}" if scope.path else scope.label
-    refusals: dict[int, str] = {}
-    for indices in by_path.values():
-        for position, index in enumerate(indices if len(indices) > 1 else ()):
-            scope = scopes[index]
-            calls = {scopes[other].call for other in indices}  # type: ignore[union-attr]  # those of wanted are there
-            refusals[index] = _several(len(indices), len(calls), main.node[index].op_type)
-            wanted[index] = wanted[index] if position == 0 else f"{wanted[index]}:{position}"
+            # The exporters count operators of the whole model; a name shall only depend on what is around it.
+            label = re.sub(r"_\d+$", "", scope.label)
+            functional[index] = f"{scope.path}.{label}" if scope.path else label
+    for path, indices in by_path.items():
+        found = {scopes[index].call for index in indices}  # type: ignore[union-attr]  # those of layers are there
+        count = len(found) if calls is None else calls.get(path, 0)
+        for position, index in enumerate(indices if max(len(indices), count) > 1 else ()):
+            refusals.setdefault(index, _several(len(indices), count, main.node[index].op_type))
+            of_modules[index] = of_modules[index] if position == 0 else f"{of_modules[index]}:{position}"
+    wanted = {**of_modules, **functional}
     _set_names(main, wanted)
     for index, node in enumerate(main.node):
         _complete(main, index, node, is_module=index in wanted)
     _drop_sources(model)
     path_of = {index: scope.path for index, scope in enumerate(scopes) if scope is not None}
-    single = {indices[0] for indices in by_path.values() if len(indices) == 1} - functional
+    single = {indices[0] for indices in by_path.values() if len(indices) == 1} - uncalled
     return NamedLayers(
         {main.node[index].name: path_of[index] for index in single},
         {main.node[index].name: reason for index, reason in refusals.items()},
@@ -128,9 +140,21 @@ def _owner(makers: Mapping[str, onnx.NodeProto], node: onnx.NodeProto, module: A
 def _several(nodes: int, calls: int, op_type: str) -> str:
     if calls < nodes and op_type in _OUTPUTS:
         return f"its module has {nodes} layers; only those of one layer are supported: make a module for each"
+    if calls == 1:
+        return (
+            f"its module computes {nodes} such layers in one call, and a record has one set of factors for it; make a "
+            "module for each layer"
+        )
     return (
-        f"its module is used {nodes} times in one forward pass, and a record has one set of factors for it; make a "
-        "module for each use"
+        f"its module is used {max(nodes, calls)} times in one forward pass, and a record has one set of factors for "
+        "it; make a module for each use"
+    )
+
+
+def _unclear(rivals: Sequence[str]) -> str:
+    return (
+        f"the exporter of this torch gives modules and repeated calls the same names, so that it may belong to "
+        f"{' or to '.join(map(repr, rivals))}; rename one of the two modules, or use torch 2.6 or newer"
     )
 
 
@@ -145,7 +169,9 @@ def _shared_paths(module: Any) -> dict[str, str]:
     return shared
 
 
-def _scope(node: onnx.NodeProto, module: Any) -> _Scope | None:
+def _scope(
+    node: onnx.NodeProto, module: Any, readings: _Readings, makers: Mapping[str, onnx.NodeProto]
+) -> _Scope | None:
     properties = {entry.key: entry.value for entry in node.metadata_props}
     if _SCOPES in properties:
         *paths, call = ast.literal_eval(properties[_SCOPES])
@@ -155,23 +181,53 @@ def _scope(node: onnx.NodeProto, module: Any) -> _Scope | None:
         return _Scope(path, _classes(module, path) or frozenset({named}), call, call)
     if node.name.startswith("/"):
         call, _, label = node.name.rpartition("/")
-        path = _torchscript_path(call, module)
-        return _Scope(path, _classes(module, path), call, label)
+        path, *others = readings.of(call)
+        if others and node.op_type in OPERATORS and (owner := _owner(makers, node, module)) in (path, *others):
+            path, others = owner, []
+        rivals = (path, *others) if others else ()
+        return _Scope(path, _classes(module, path), call, label, rivals)
     return None
 
 
-def _torchscript_path(scope: str, module: Any) -> str:
-    """Return the path of the module that a scope of the older exporter means: `/layer1/layer1.0/conv1`.
+class _Readings:
+    """What the scopes of the older exporter may mean.
 
-    A module in a container has the container's name in its own, and the second call of a module has `_1` at its end.
+    It calls `/layer1/layer1.0/conv1` a module in a container, and puts `_1` behind the name of a module that is called
+    again, whether another module has this name or not.
+
+    Args:
+        module: what was exported.
+        shared: see `_shared_paths`.
+        calls: see `name_layers`.
     """
-    known = set() if module is None else {path for path, _ in module.named_modules(remove_duplicate=False)}
-    path = last = ""
-    for part in scope.strip("/").split("/") if scope else ():
+
+    def __init__(self, module: Any, shared: Mapping[str, str], calls: Mapping[str, int] | None) -> None:
+        self._known = set() if module is None else {path for path, _ in module.named_modules(remove_duplicate=False)}
+        self._shared, self._calls = shared, calls
+        self._found: dict[str, list[str]] = {}
+
+    def of(self, scope: str) -> list[str]:
+        """Return the paths of the modules that a scope may mean; the likeliest first, at least one."""
+        if scope not in self._found:
+            found = [("", "")]
+            for part in scope.strip("/").split("/") if scope else ():
+                found = [longer for path, last in found for longer in self._longer(path, last, part)]
+            self._found[scope] = list(dict.fromkeys(path for path, _ in found))
+        return self._found[scope]
+
+    def _longer(self, path: str, last: str, part: str) -> list[tuple[str, str]]:
         parent = path.removesuffix(last).removesuffix(".") if last and part.startswith(f"{last}.") else path
-        joined = f"{parent}.{part}" if parent else part
-        path, last = (joined if joined in known else re.sub(r"_\d+$", "", joined)), part
-    return path
+        own = f"{parent}.{part}" if parent else part
+        first = re.sub(r"_\d+$", "", own)
+        possible = []
+        if own in self._known and self._count(own, 1) >= 1:
+            possible.append((own, part))
+        if first != own and self._count(first, 2) >= 2 and (first in self._known or not possible):
+            possible.append((first, re.sub(r"_\d+$", "", part)))
+        return possible or [(own, part) if own in self._known else (first, re.sub(r"_\d+$", "", part))]
+
+    def _count(self, path: str, unknown: int) -> int:
+        return unknown if self._calls is None else self._calls.get(self._shared.get(path, path), 0)
 
 
 def _classes(module: Any, path: str) -> frozenset[str]:

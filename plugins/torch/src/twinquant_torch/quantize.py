@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,27 +13,32 @@ import torch
 
 from twinquant.calibration.assemble import assemble_records
 from twinquant.calibration.layer_weights import input_channel_maxima
+from twinquant.calibration.recorded_balance import recorded_balance
 from twinquant.calibration.settings import trained_layers
 from twinquant.calibration.station import Station
 from twinquant.calibration.watches import Watch, plan_watches
 from twinquant.config import QuantConfig, read_config
-from twinquant.errors import ConfigError, OutputPathError, OutputWriteError
+from twinquant.errors import ConfigError, OutputWriteError
 from twinquant.outputs import staging_folder
-from twinquant.records import Dialect, LayerRecord, RecordSet, read_begun_records
+from twinquant.records import Dialect, LayerRecord, RecordSet
+from twinquant_onnx.graph import OnnxGraph
+from twinquant_onnx.load import load_model
 from twinquant_onnx.modified.balancing import divide_activations
 from twinquant_onnx.write import write_model
 from twinquant_torch.calibration import Calibration, CalibrationModule, Outcome
-from twinquant_torch.distributed import on_writer
+from twinquant_torch.distributed import on_writer, together
+from twinquant_torch.equality import check_equal
+from twinquant_torch.folders import StrPath, check_outputs
 from twinquant_torch.framework import TorchFramework
-from twinquant_torch.graph import TorchGraph, TorchOrigin
-from twinquant_torch.load import unwrapped
-from twinquant_torch.rounding import round_weights
+from twinquant_torch.graph import TorchGraph
+from twinquant_torch.load import load_module
+from twinquant_torch.reporting import warn_of_left_out
+from twinquant_torch.rounding import check_trainable, round_weights
 from twinquant_torch.source import TorchModel
 
 __all__ = ["calibrating_module", "module_for_balancing"]
 
 Float32Array = npt.NDArray[np.float32]
-StrPath = str | os.PathLike[str]
 
 
 def calibrating_module(
@@ -50,14 +53,26 @@ def calibrating_module(
         record: the record to begin.
         keep_first_batch: whether the first batch is kept when the record is complete.
     """
-    modified_file, record_file = _absolute(modified), _absolute(record)
-    _refuse_inputs(Path(config_file), (modified_file, record_file))
-    graph, config = _load(source, config_file)
-    trained = trained_layers(TorchFramework(), config)
-    factors = _balance_factors(config, Path(config_file).name, record_file)
-    begun = RecordSet({n: LayerRecord(n, tensor_balance_factor=f) for n, f in factors.items()}, Dialect.TORCH)
-    final = TorchFramework().balance(graph, factors) if factors else graph
-    on_writer(lambda: _write_modified(final, factors, modified_file))
+    with together():
+        modified_file, record_file = check_outputs(config_file, {"modified model": modified, "record": record})
+        graph, config = _load(source, config_file)
+        assert graph.origin is not None  # it was a module
+        warn_of_left_out(graph.layers)
+        trained = trained_layers(TorchFramework(), config)
+        check_trainable(graph, trained)
+        factors = recorded_balance(
+            config,
+            graph.layers,
+            record_file,
+            framework=TorchFramework.name,
+            config_name=Path(config_file).name,
+        )
+        begun = RecordSet({n: LayerRecord(n, tensor_balance_factor=f) for n, f in factors.items()}, Dialect.TORCH)
+        final = TorchFramework().balance(graph, factors) if factors else graph
+        feeds, expected = graph.origin.layout.example_feeds(), graph.origin.expected
+        on_writer(
+            lambda: _write_modified(final, factors, modified_file, lambda g: check_equal(g, feeds, expected, _WHAT))
+        )
 
     def conclude(calibration: Calibration) -> Outcome:
         records = assemble_records(TorchFramework(), graph, graph.layers, config, calibration.stations)
@@ -69,21 +84,24 @@ def calibrating_module(
 
     stations = [_station(watch, factors) for watch in plan_watches(graph.layers, config)]
     keep = None if trained else int(keep_first_batch)
-    return _module(source.module, graph, stations, record_file, begun, config.batch_num, conclude, keep_batches=keep)
+    with together():
+        return _module(
+            source.module, graph, stations, record_file, begun, config.batch_num, conclude, keep_batches=keep
+        )
 
 
 def module_for_balancing(source: TorchModel, config_file: StrPath, record: StrPath) -> CalibrationModule:
     """Return the module that measures balance factors; see `amct.quantize_preprocess`."""
-    record_file = _absolute(record)
-    _refuse_inputs(Path(config_file), (record_file,))
-    graph, config = _load(source, config_file)
-    stations = [Station(watch) for watch in plan_watches(graph.layers, config) if watch.migration_strength is not None]
-    if not stations:
-        raise ConfigError(
-            f"{Path(config_file).name}: no layer has a dmq_balancer_param, so there is nothing to balance; add "
-            "dmq_balancer to the configuration, or go on with quantize_model",
-            path="$",
-        )
+    with together():
+        (record_file,) = check_outputs(config_file, {"record": record})
+        graph, config = _load(source, config_file)
+        watches = [watch for watch in plan_watches(graph.layers, config) if watch.migration_strength is not None]
+        if not watches:
+            raise ConfigError(
+                f"{Path(config_file).name}: no layer has a dmq_balancer_param, so there is nothing to balance; add "
+                "dmq_balancer to the configuration, or go on with quantize_model",
+                path="$",
+            )
 
     def conclude(calibration: Calibration) -> Outcome:
         records = {}
@@ -91,21 +109,18 @@ def module_for_balancing(source: TorchModel, config_file: StrPath, record: StrPa
             (name,) = station.watch.layers
             assert station.balance is not None  # after the first pass
             records[name] = LayerRecord(name, tensor_balance_factor=station.balance)
-        return Outcome(RecordSet(records, Dialect.TORCH), graph)
+        return Outcome(RecordSet(records, Dialect.TORCH), None)
 
     empty = RecordSet({}, Dialect.TORCH)
-    return _module(source.module, graph, stations, record_file, empty, config.batch_num, conclude, passes=1)
-
-
-def _absolute(path: StrPath) -> Path:
-    """Return an absolute path: the module may run in another working folder."""
-    return Path(os.path.abspath(path))  # noqa: PTH100  Path.absolute keeps the ".."
+    stations = [Station(watch) for watch in watches]
+    with together():
+        return _module(source.module, graph, stations, record_file, empty, config.batch_num, conclude, passes=1)
 
 
 def _load(source: TorchModel, config_file: StrPath) -> tuple[TorchGraph, QuantConfig]:
     """Return the exported model, fused as configured, and the configuration."""
     framework = TorchFramework()
-    graph = framework.load(source)
+    graph = load_module(source)
     config = read_config(config_file, graph.layers)
     if config.do_fusion:
         graph, _ = framework.fuse(graph, config.skip_fusion_layers)
@@ -122,11 +137,9 @@ def _module(
     conclude: Any,
     **options: Any,
 ) -> CalibrationModule:
-    """Return the calibrating module around a copy of the user's, which stays as it is."""
-    assert graph.origin is not None  # modules have one
-    inner = copy.deepcopy(unwrapped(module))
-    own = replace(graph, origin=TorchOrigin(inner, graph.origin.layout))
-    runner = inner
+    """Return the calibrating module around the graph's copy of the user's, which stays as it is."""
+    assert graph.origin is not None  # it was a module
+    inner = runner = graph.origin.module
     if isinstance(module, torch.nn.DataParallel) and module.device_ids:
         runner = torch.nn.DataParallel(inner, module.device_ids, module.output_device, module.dim)
 
@@ -134,7 +147,7 @@ def _module(
         return input_channel_maxima(TorchFramework().weight(graph, layer), f"layer {layer!r}")
 
     calibration = Calibration(
-        own, stations, record_file, begun, batch_num, weight_maxima=weight_maxima, conclude=conclude, **options
+        graph, stations, record_file, begun, batch_num, weight_maxima=weight_maxima, conclude=conclude, **options
     )
     return CalibrationModule(runner, calibration)
 
@@ -149,27 +162,19 @@ def _station(watch: Watch, factors: dict[str, Float32Array]) -> Station:
     return station
 
 
-def _balance_factors(config: QuantConfig, config_name: str, record_file: Path) -> dict[str, Float32Array]:
-    """Return the factors that `quantize_preprocess` had measured for the layers that are to be balanced."""
-    wanted = [
-        name for name, layer in config.layers.items() if layer.quant_enable and layer.dmq_migration_strength is not None
-    ]
-    if not wanted:
-        return {}
-    known = {name: record.tensor_balance_factor for name, record in read_begun_records(record_file).records.items()}
-    missing = [name for name in wanted if name not in known or not known[name].size]
-    if missing:
-        raise ConfigError(
-            f"{config_name}: layer {missing[0]!r} is to be balanced (dmq_balancer_param), but {str(record_file)!r} has "
-            "no tensor_balance_factor for it; call quantize_preprocess with this configuration and record file first, "
-            "and run its model",
-            path=f"$.{missing[0]}.dmq_balancer_param",
-        )
-    return {name: known[name] for name in wanted}
-
-
-def _write_modified(graph: TorchGraph, factors: dict[str, Float32Array], path: Path) -> None:
+def _write_modified(
+    graph: TorchGraph,
+    factors: dict[str, Float32Array],
+    path: Path,
+    check: Callable[[OnnxGraph], None] | None = None,
+) -> None:
     """Write the model that the record is for; balanced, it divides activations, so that its results are the float ones.
+
+    Args:
+        graph: the model.
+        factors: its balance factors.
+        path: the file.
+        check: is shown what was written, before it takes the place of an older file.
 
     Raises:
         OutputWriteError: the file cannot be written.
@@ -179,6 +184,8 @@ def _write_modified(graph: TorchGraph, factors: dict[str, Float32Array], path: P
         with staging_folder(path.parent) as staging:
             # The name is in the names of external data files, which two modified models of a folder must not share.
             file, *others = write_model(model, staging, "", f"{path.stem}.modified")
+            if check is not None:
+                check(load_model(file))
             for other in others:
                 other.replace(path.parent / other.name)
             file.replace(path)
@@ -186,7 +193,4 @@ def _write_modified(graph: TorchGraph, factors: dict[str, Float32Array], path: P
         raise OutputWriteError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
 
 
-def _refuse_inputs(config_file: Path, outputs: Collection[Path]) -> None:
-    for path in outputs:
-        if path.resolve() == config_file.resolve():
-            raise OutputPathError(f"{str(path)!r} is the configuration and would be overwritten; choose another name")
+_WHAT = "the modified model"

@@ -25,8 +25,9 @@ from twinquant_torch.hooks import is_observable, register
 from twinquant_torch.inputs import Call
 from twinquant_torch.tensors import to_array
 from twinquant_torch.weights import layer_with_weights
+from twinquant_torch.working_copy import cloned
 
-__all__ = ["round_weights"]
+__all__ = ["check_trainable", "round_weights"]
 
 
 class _Seen(BaseException):
@@ -55,21 +56,11 @@ def round_weights(
         UnsupportedModelError: a layer is of no type that can be trained.
         CalibrationError: its values are NaN or infinite.
     """
-    if graph.origin is None:
-        raise ConfigError(
-            "ada_quantize trains modules, and this model has none: use arq_quantize, or give the module itself instead "
-            "of an exported program"
-        )
+    check_trainable(graph, settings)
+    assert graph.origin is not None  # so it is of layers that can be trained
     trained: dict[str, npt.NDArray[Any]] = {}
     for name, layer in settings.items():
-        path = graph.named.modules.get(name)
-        module = None if path is None else graph.origin.module.get_submodule(path)
-        if module is None or not is_observable(module) or "weight" not in module._parameters:
-            raise ConfigError(
-                f"layer {name!r}: ada_quantize trains layers that are modules of their own, padded with zeros, whose "
-                "weight is a parameter; use arq_quantize",
-                path=f"$.{name}.weight_quant_params.wts_algo",
-            )
+        module = graph.origin.module.get_submodule(graph.named.modules[name])
         exact = layer_with_weights(graph, name, module)
         options = layer.weight
         params = AdaParams(options.num_iteration, options.reg_param, options.beta_range, options.warm_start)
@@ -86,6 +77,33 @@ def round_weights(
     return graph.changed(replace_weights(graph.model, trained))
 
 
+def check_trainable(graph: TorchGraph, settings: Mapping[str, LayerConfig]) -> None:
+    """Refuse layers whose rounding cannot be trained.
+
+    Args:
+        graph: the graph.
+        settings: of the layers that are to be trained.
+
+    Raises:
+        ConfigError: a layer is no module of its own, or there is no module at all.
+    """
+    if settings and graph.origin is None:
+        raise ConfigError(
+            "ada_quantize trains modules, and this model has none: use arq_quantize, or give the module itself instead "
+            "of an exported program"
+        )
+    for name in settings:
+        assert graph.origin is not None  # see above
+        path = graph.named.modules.get(name)
+        module = None if path is None else graph.origin.module.get_submodule(path)
+        if module is None or not is_observable(module) or "weight" not in module._parameters:
+            raise ConfigError(
+                f"layer {name!r}: ada_quantize trains layers that are modules of their own with torch's own forward, "
+                "padded with zeros, whose weight is a parameter; use arq_quantize",
+                path=f"$.{name}.weight_quant_params.wts_algo",
+            )
+
+
 def _samples(
     graph: TorchGraph,
     trained: Mapping[str, npt.NDArray[Any]],
@@ -99,12 +117,13 @@ def _samples(
     record = records.records[name]
     run = _run_trained(graph, trained, name, records) if trained else None
     for args, kwargs in calls():
-        values = _values_read(graph.origin.module, graph.named.modules[name], args, kwargs)
+        feeds = dict(zip(graph.origin.layout.names, _tensors(*cloned((args, kwargs))), strict=True)) if run else {}
+        with graph.origin.copy.undisturbed() as whole:
+            values = _values_read(whole, graph.named.modules[name], args, kwargs)
         with torch.inference_mode(False), torch.no_grad():
             behind = values
             if run is not None:
-                feeds = zip(graph.origin.layout.names, _tensors(args, kwargs), strict=True)
-                ((_, arrays),) = run({input_name: to_array(tensor) for input_name, tensor in feeds})
+                ((_, arrays),) = run({input_name: to_array(tensor) for input_name, tensor in feeds.items()})
                 behind = torch.from_numpy(np.concatenate(arrays)).to(values).reshape(values.shape)
             if record.tensor_balance_factor.size:
                 reciprocals = _reciprocals(record.tensor_balance_factor, values, exact)

@@ -46,6 +46,8 @@ def calibrate_for_accuracy(
         module = calibrating_module(source, config_file, modified, record_file, keep_first_batch=True)
         evaluator.calibration(module)  # type: ignore[arg-type]  # the vendor's evaluators get modules here
         outcome = module.calibration.require_complete()
+        assert outcome.graph is not None  # it is no module of balance factors
+        layers = outcome.graph.layers
 
         def metric_of(kept: RecordSet) -> Any:
             output = save_model(modified, kept, Path(scratch, "trial"), save_type="Fakequant", framework="onnx")
@@ -58,7 +60,7 @@ def calibrate_for_accuracy(
             metric_of=metric_of,
             similarities=lambda: _similarities(module, modified, outcome.records, similarity),
             strategy=chosen,
-            config=read_config(config_file, outcome.graph.layers),
+            config=read_config(config_file, layers),
             record_file=Path(record_file),
             folder=folder,
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from twinquant_torch.export import ScratchFolder
+from twinquant_torch.working_copy import cloned
 
 __all__ = ["InputSpool"]
 
@@ -16,7 +17,10 @@ _MOST_MEMORY = 256 << 20
 
 
 class InputSpool:
-    """Leaves of calls, in the order in which they came: in memory while they are small, then in temporary files."""
+    """Leaves of calls, in the order in which they came: in memory while they are small, then in temporary files.
+
+    Whoever goes through it gets copies, and may change them.
+    """
 
     def __init__(self) -> None:
         self._kept: list[list[Any] | Path] = []
@@ -28,12 +32,10 @@ class InputSpool:
 
     def __iter__(self) -> Iterator[list[Any]]:
         for item in self._kept:
-            yield torch.load(item, weights_only=True) if isinstance(item, Path) else list(item)
+            yield torch.load(item, weights_only=True) if isinstance(item, Path) else cloned(item)
 
-    def add(self, leaves: Sequence[Any]) -> None:
-        """Keep a copy of the leaves of one call."""
-        with torch.inference_mode(False):
-            copies = [leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+    def add(self, copies: list[Any]) -> None:
+        """Keep the leaves of one call; they must be nobody else's, see `cloned`."""
         nbytes = sum(leaf.nbytes for leaf in copies if isinstance(leaf, torch.Tensor))
         if self._nbytes + nbytes <= _MOST_MEMORY:
             self._nbytes += nbytes

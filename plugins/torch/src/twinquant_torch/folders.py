@@ -1,0 +1,60 @@
+"""Where the files of a calibration go, checked before anything is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from twinquant.errors import OutputPathError
+
+__all__ = ["StrPath", "check_outputs", "make_folder"]
+
+StrPath = str | os.PathLike[str]
+
+
+def check_outputs(config_file: StrPath, outputs: Mapping[str, StrPath]) -> list[Path]:
+    """Return the absolute paths of files that are to be written, in folders that are there now.
+
+    They are absolute because the module may run in another working folder.
+
+    Args:
+        config_file: the configuration, which must not be overwritten.
+        outputs: the files, by what they are.
+
+    Raises:
+        OutputPathError: a path is that of a folder, of the configuration or of another output, or its folder cannot be
+            made.
+    """
+    paths: dict[Path, str] = {}
+    for what, given in outputs.items():
+        text = os.fspath(given)
+        path = Path(os.path.abspath(text))  # noqa: PTH100  Path.absolute keeps the ".."
+        if text.endswith(("/", os.sep)) or path.is_dir():
+            raise OutputPathError(f"{what}: {text!r} is a folder; give the name of a file in it")
+        if path.resolve() == Path(config_file).resolve():
+            raise OutputPathError(
+                f"{what}: {text!r} is the configuration and would be overwritten; choose another name"
+            )
+        if path in paths:
+            raise OutputPathError(f"{what}: {text!r} is the {paths[path]}, too; give each file a name of its own")
+        paths[path] = what
+    for path in paths:
+        make_folder(path)
+    return list(paths)
+
+
+def make_folder(file: Path) -> None:
+    """Make the folder of a file where it is missing.
+
+    Raises:
+        OutputPathError: it cannot be made, or nothing can be written into it.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputPathError(
+            f"the folder of {str(file)!r} cannot be made: {error.strerror or error}; choose another one"
+        ) from error
+    if not os.access(file.parent, os.W_OK):
+        raise OutputPathError(f"nothing can be written into the folder of {str(file)!r}; choose another one")
