@@ -254,7 +254,7 @@ def test_a_model_without_any_layer_is_refused_with_the_reasons(tmp_path):
         def forward(self, x):
             return self.layer(self.layer(x))
 
-    with pytest.raises(ConfigError, match=r"no layer that can be quantized\. 'layer': its module is used 2 times"):
+    with pytest.raises(ConfigError, match=r"no layer that can be quantized: 'layer': its module is used 2 times"):
         amct.create_quant_config(tmp_path / "config.json", Only().eval(), torch.randn(2, 4))
     assert not (tmp_path / "config.json").exists()
 

@@ -94,3 +94,11 @@ def test_a_layer_named_like_a_setting_is_left_out(layers, caplog):
     config = create_config([*layers, LayerInfo("batch_num", "Gemm", LayerKind.GEMM, weight_shape=(4, 4))])
     assert "batch_num" not in config.layers
     assert "a setting of this name" in caplog.text
+
+
+def test_a_model_whose_layers_are_all_refused_says_why():
+    refused = [LayerInfo(f"fc{n}", "Gemm", LayerKind.GEMM, refusal="its weight is not constant") for n in range(7)]
+    with pytest.raises(ConfigError) as caught:
+        create_config([LayerInfo("relu", "Relu"), *refused])
+    listed = "; ".join(f"'fc{n}': its weight is not constant" for n in range(5))
+    assert str(caught.value) == f"the model has no layer that can be quantized: {listed}; and 2 more"

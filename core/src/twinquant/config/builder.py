@@ -25,6 +25,8 @@ __all__ = ["create_config", "read_config"]
 
 _logger = logging.getLogger(__name__)
 
+_MOST_REASONS = 5
+
 
 def create_config(
     layers: Sequence[LayerInfo],
@@ -118,7 +120,7 @@ def _build(
         config.layers[layer.name] = resolve_layer(
             layer, settings, quant_enable=enabled, activation_offset=config.activation_offset
         )
-    _check_something_is_left(config.layers)
+    _check_something_is_left(config.layers, layers)
     return config
 
 
@@ -249,11 +251,15 @@ def _merge(below: LayerSettings, above: LayerSettings | None) -> LayerSettings:
     )
 
 
-def _check_something_is_left(layers: Mapping[str, LayerConfig]) -> None:
-    if any(layer.quant_enable for layer in layers.values()):
+def _check_something_is_left(configured: Mapping[str, LayerConfig], layers: Sequence[LayerInfo]) -> None:
+    if any(layer.quant_enable for layer in configured.values()):
         return
-    if not layers:
-        raise ConfigError("the model has no layer that can be quantized", path="$")
+    if not configured:
+        reasons = [f"{layer.name!r}: {layer.refusal}" for layer in layers if layer.kind is not None and layer.refusal]
+        told = f": {'; '.join(reasons[:_MOST_REASONS])}" if reasons else ""
+        more = f"; and {len(reasons) - _MOST_REASONS} more" if len(reasons) > _MOST_REASONS else ""
+        raise ConfigError(f"the model has no layer that can be quantized{told}{more}", path="$")
     raise ConfigError(
-        f"no layer is left to quantize: all of {', '.join(layers)} are switched off or skipped; enable one", path="$"
+        f"no layer is left to quantize: all of {', '.join(configured)} are switched off or skipped; enable one",
+        path="$",
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from twinquant.errors import ConfigError
 from twinquant.plan import LayerInfo
 
 __all__ = ["left_out", "warn_of_left_out"]
@@ -19,15 +18,6 @@ def left_out(layers: Iterable[LayerInfo]) -> dict[str, str]:
 
 
 def warn_of_left_out(layers: Iterable[LayerInfo]) -> None:
-    """Log a warning for each layer that cannot be quantized.
-
-    Raises:
-        ConfigError: that are all of them.
-    """
-    layers = list(layers)
-    reasons = left_out(layers)
-    if not any(layer.kind is not None and layer.refusal is None for layer in layers):
-        told = "; ".join(f"{name!r}: {reason}" for name, reason in reasons.items())
-        raise ConfigError(f"the model has no layer that can be quantized{f'. {told}' if told else ''}", path="$")
-    for name, reason in reasons.items():
+    """Log a warning for each layer that cannot be quantized."""
+    for name, reason in left_out(layers).items():
         _logger.warning("the layer %r stays in float: %s", name, reason)
