@@ -172,7 +172,7 @@ def test_a_finished_module_is_saved_like_its_modified_model(flow, batches, tmp_p
     assert [layer.name for layer in output.plan] == SMALL_LAYERS
 
 
-@pytest.mark.parametrize("algorithm", ["ifmr", "hfmg", "minmax", "percentile", "entropy", "mse"])
+@pytest.mark.parametrize("algorithm", ["ifmr", "hfmg", "minmax"])
 def test_every_algorithm_finds_what_the_one_call_flow_finds(flow, small_net, batches, algorithm):
     settings = {"num_bits": 8, "act_algo": algorithm, "asymmetric": algorithm != "entropy"}
     module = flow(batch_num=2, common=settings)

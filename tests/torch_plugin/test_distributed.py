@@ -231,10 +231,9 @@ def record_of_one_process(folder: Path, algorithm: str) -> str:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("algorithm", SETTINGS)
-def test_two_ranks_of_a_distributed_model_write_the_record_of_one_process(tmp_path, algorithm):
-    expected = record_of_one_process(tmp_path / "one", algorithm)
-    settings = f"SETTINGS, FOLDER, WRAP = {SETTINGS[algorithm]!r}, {str(tmp_path)!r}, True\n"
+def test_two_ranks_of_a_distributed_model_write_the_record_of_one_process(tmp_path):
+    expected = record_of_one_process(tmp_path / "one", "hfmg")
+    settings = f"SETTINGS, FOLDER, WRAP = {SETTINGS['hfmg']!r}, {str(tmp_path)!r}, True\n"
     assert run_together(tmp_path, settings + FLOW + SHARDED) == [f"{expected}\n"] * 2
     assert sorted(path.name for path in tmp_path.glob("*.onnx")) == ["modified.onnx"]
 
