@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,9 +11,34 @@ from twinquant.calibration.digests import digest_batch
 from twinquant.calibration.station import Station
 from twinquant.data import DataSource, Feeds
 from twinquant.errors import CalibrationError, DataError
-from twinquant.registry.float_model import RunBatch, Tap
+from twinquant.registry.float_model import Array, RunBatch, Tap
 
-__all__ = ["Batches", "errors_about", "observe_batch", "taps_of", "too_few"]
+__all__ = ["Batches", "ObservingRun", "errors_about", "observe_batch", "observe_values", "taps_of", "too_few"]
+
+
+class ObservingRun(ABC):
+    """A `RunBatch` that can show stations what a batch holds itself, without handing the values out.
+
+    What `Framework.activations` returns may be one: where values lie on an accelerator, or are gone when the model goes
+    on, it is cheaper to look at them there and then.
+    """
+
+    @abstractmethod
+    def __call__(self, feeds: Mapping[str, Array]) -> Iterator[tuple[Tap, Sequence[Array]]]:
+        """Run one batch and yield the values of the taps, as every `RunBatch` does."""
+
+    @abstractmethod
+    def observe(self, feeds: Mapping[str, Array], stations: Sequence[Station], number: int) -> None:
+        """Run one batch and let stations observe it, or add to them what was accumulated elsewhere.
+
+        Args:
+            feeds: the batch, arrays by input name.
+            stations: those of all taps, in their order.
+            number: which batch, from 0, for messages.
+
+        Raises:
+            CalibrationError: values are NaN or infinite; the stations are of no further use.
+        """
 
 
 def taps_of(stations: Sequence[Station]) -> list[Tap]:
@@ -40,11 +66,23 @@ def observe_batch(run: RunBatch, source: DataSource, number: int, batch_num: int
     feeds = source.batch(number)
     if feeds is None:
         raise too_few(source, number, batch_num)
+    if isinstance(run, ObservingRun):
+        run.observe(feeds, stations, number)
+    else:
+        observe_values(run, feeds, stations, number)
+    return digest_batch(feeds)
+
+
+def observe_values(run: RunBatch, feeds: Mapping[str, Array], stations: Sequence[Station], number: int) -> None:
+    """Run one batch and let stations observe the values of their taps, one after the other.
+
+    Raises:
+        CalibrationError: values are NaN or infinite.
+    """
     for station, (_, values) in zip(stations, run(feeds), strict=True):
         with errors_about(f"{station.watch.label}, batch {number + 1}"):
             for array in values:
                 station.observe(array)
-    return digest_batch(feeds)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -93,7 +93,7 @@ class Grid(Stage):
 
     def take(self, block: Float32Array, low: float, high: float) -> None:
         """Count values, after coarsening the grid if they need it."""
-        self._widen(low, high)
+        self.widen(low, high)
         scaled = scratch("scaled", block.size, np.float32)
         whole = scratch("whole", block.size, np.int32)
         indices = scratch("indices", block.size, np.int64)
@@ -113,12 +113,58 @@ class Grid(Stage):
         np.add(additions, 1 << _COUNT_SHIFT, out=additions)
         np.add.at(self._packed, indices, additions)
 
+    def widen(self, low: float, high: float) -> None:
+        """Coarsen the grid until both values, and 0, have a bin."""
+        low, high = min(self._low, low), max(self._high, high)
+        exponent = self._exponent
+        while int(high / 2.0**exponent) - int(low / 2.0**exponent) >= self._size:
+            exponent += 1
+        if exponent != self._exponent:
+            self._unpack_all()
+            if self._counts.any():
+                # After so many steps every value is in bin 0.
+                for _ in range(min(exponent - self._exponent, self._size.bit_length())):
+                    self._coarsen()
+                    self._exponent += 1
+            self._exponent = exponent
+        self._low, self._high = low, high
+
+    @property
+    def width(self) -> float:
+        """Width of a bin, a power of two."""
+        return 2.0**self._exponent
+
+    @property
+    def bins(self) -> range:
+        """The indices of the bins from that of the smallest value to that of the largest; see `Histogram`."""
+        used = self._used()
+        return range(used.start - self._size, used.stop - self._size)
+
+    @property
+    def has_sums(self) -> bool:
+        """Whether positions inside the bins are summed up."""
+        return self._sums is not None
+
+    def add(self, counts: Int64Array, sums: Int64Array | None) -> None:
+        """Add values that were counted elsewhere.
+
+        Args:
+            counts: int64 `(n,)`: values in each of `bins`, to which the grid was widened before.
+            sums: int64 `(n,)`: what `Histogram.sums` is, whatever it is for bin 0; None where none are kept.
+        """
+        self._unpack_all()
+        used = self._used()
+        self._counts[used] += counts
+        if self._sums is not None and sums is not None:
+            self._sums[used] += sums
+            self._sums[self._size] = 0
+
     def merge(self, other: Grid) -> None:
         """Add the other grid, the finer of the two coarsened to the other."""
-        self._widen(other._low, other._high)
+        self.widen(other._low, other._high)
         self._unpack_all()
-        same = other._copy()
-        same._widen(self._low, self._high)
+        same = self.restore(other.arrays())
+        same.widen(self._low, self._high)
         self._counts += same._counts
         if self._sums is not None and same._sums is not None:
             self._sums += same._sums
@@ -161,25 +207,6 @@ class Grid(Stage):
     def fresh(self) -> Grid:
         """Return an empty grid of the same size."""
         return Grid(self._size, sums=self._sums is not None)
-
-    def _copy(self) -> Grid:
-        return self.restore(self.arrays())
-
-    def _widen(self, low: float, high: float) -> None:
-        """Coarsen the grid until both values have a bin."""
-        low, high = min(self._low, low), max(self._high, high)
-        exponent = self._exponent
-        while int(high / 2.0**exponent) - int(low / 2.0**exponent) >= self._size:
-            exponent += 1
-        if exponent != self._exponent:
-            self._unpack_all()
-            if self._counts.any():
-                # After so many steps every value is in bin 0.
-                for _ in range(min(exponent - self._exponent, self._size.bit_length())):
-                    self._coarsen()
-                    self._exponent += 1
-            self._exponent = exponent
-        self._low, self._high = low, high
 
     def _coarsen(self) -> None:
         """Merge neighbouring bins in pairs, away from bin 0 on both sides."""

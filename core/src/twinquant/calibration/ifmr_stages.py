@@ -16,16 +16,20 @@ from twinquant.calibration.scratch import scratch
 from twinquant.calibration.tails import Rank, Tail
 from twinquant.numerics import clipped_grid_errors
 
-__all__ = ["Refinement", "Settlement", "Survey"]
+__all__ = ["FINER", "UNITS", "Refinement", "Settlement", "Survey"]
 
 # With 8 bits a bin is between 1/128 and 1/257 of a quantization step.
 _GRID_SIZE = 1 << 16
 
 # A squared error counts in units of 2^-46 of the largest one, or finer: blocks of 2^16 of them fit 63 bits.
 _ERROR_BITS = 46
+FINER = 2.0**_ERROR_BITS
+"""How many of the next finer units a unit of squared errors is."""
 _LOW_BITS = 32
 _LOW_MASK = (1 << _LOW_BITS) - 1
-_NO_ERROR = (0, 0, 0)
+UNITS = 3
+"""How many kinds of units there are."""
+_NO_ERROR = (0,) * UNITS
 
 
 class Survey(Stage):
@@ -143,6 +147,16 @@ class Settlement(Stage):
         _, exponent = np.frexp(largest * largest)
         return cls(candidates, 2.0 ** (int(exponent) - _ERROR_BITS))
 
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The ranges that are compared."""
+        return tuple(self._candidates)
+
+    @property
+    def unit(self) -> float:
+        """What errors are counted in."""
+        return self._unit
+
     def best(self) -> Candidate:
         """Return the candidate with the smallest sum of squared errors; the first of equal ones."""
         return self._candidates[self._sums.index(min(self._sums))]
@@ -158,15 +172,27 @@ class Settlement(Stage):
             np.multiply(errors, 1.0 / self._unit, out=errors)
             np.copyto(whole, errors, casting="unsafe")
             sums = [int(whole.sum())]
-            while not any(sums) and len(sums) < len(_NO_ERROR) and not any(self._sums[index][: len(sums)]):
-                np.multiply(errors, 2.0**_ERROR_BITS, out=errors)
+            while not any(sums) and len(sums) < UNITS and not any(self._sums[index][: len(sums)]):
+                np.multiply(errors, FINER, out=errors)
                 sums.append(int(errors.astype(np.int64).sum()))
-            self._add(index, tuple(sums))
+            self.add(index, tuple(sums))
+
+    def add(self, index: int, sums: tuple[int, ...]) -> None:
+        """Add errors that were summed up elsewhere.
+
+        Args:
+            index: which candidate's.
+            sums: in units, then in units `FINER` times as fine, and once more: the finer ones may be left out where the
+                larger one is not 0.
+        """
+        total = [mine + added for mine, added in zip_longest(self._sums[index], sums, fillvalue=0)]
+        largest = next((place for place, units in enumerate(total) if units), 0)
+        self._sums[index] = tuple(units if place <= largest else 0 for place, units in enumerate(total))
 
     def merge(self, other: Settlement) -> None:
         """Add the other's sums."""
         for index, sums in enumerate(other._sums):
-            self._add(index, sums)
+            self.add(index, sums)
 
     def arrays(self) -> State:
         """Return the candidates and their sums."""
@@ -187,8 +213,3 @@ class Settlement(Stage):
     def terms(self) -> tuple[Any, ...]:
         """Return what is compared, and in which unit."""
         return (*self._candidates, self._unit)
-
-    def _add(self, index: int, sums: tuple[int, ...]) -> None:
-        total = [mine + added for mine, added in zip_longest(self._sums[index], sums, fillvalue=0)]
-        largest = next((place for place, units in enumerate(total) if units), 0)
-        self._sums[index] = tuple(units if place <= largest else 0 for place, units in enumerate(total))

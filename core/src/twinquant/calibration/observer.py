@@ -14,7 +14,7 @@ from twinquant.calibration.options import ObserverOptions
 from twinquant.calibration.scratch import BLOCK
 from twinquant.errors import ArgumentError, CalibrationError
 
-__all__ = ["ActivationFactors", "Float32Array", "Observer", "Stage", "State"]
+__all__ = ["Accumulated", "ActivationFactors", "Float32Array", "Observer", "Stage", "State"]
 
 Float32Array = npt.NDArray[np.float32]
 State = dict[str, npt.NDArray[Any]]
@@ -74,6 +74,26 @@ class Stage(ABC):
     def terms(self) -> tuple[Any, ...]:
         """Return what earlier passes settled for this one; only stages with equal terms can be merged."""
         return ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Accumulated:
+    """What some values come to in one pass, when they were not shown to the observer one by one.
+
+    Whoever has values where NumPy cannot see them, on an accelerator, counts them there and hands this over: it is
+    smaller than they are.
+
+    Attributes:
+        stage: what was accumulated.
+        count: how many values there were, > 0; all of them finite.
+        low: their minimum, 0.0 rather than -0.0.
+        high: their maximum, likewise.
+    """
+
+    stage: Stage
+    count: int
+    low: float
+    high: float
 
 
 class Observer(ABC):
@@ -140,6 +160,22 @@ class Observer(ABC):
             self._stage.take(block, low, high)
         self._count += flat.size
 
+    @property
+    def stage(self) -> Stage | None:
+        """What the current pass fills, to be left as it is; None: the factors are known."""
+        return self._stage
+
+    def add(self, part: Accumulated) -> None:
+        """Take values that were accumulated elsewhere in the current pass, as if each had been observed here.
+
+        Args:
+            part: its stage is a `fresh()` one of this observer's `stage`, filled.
+
+        Raises:
+            ArgumentError: its stage belongs to another pass or another algorithm.
+        """
+        self._add(part.stage, part.count, part.low, part.high)
+
     def merge(self, other: Observer) -> None:
         """Add what another observer took in the same pass; `other` is left as it is.
 
@@ -151,13 +187,7 @@ class Observer(ABC):
                 f"cannot merge an observer of {other.options!r} in pass {other.passes + 1} into one of "
                 f"{self.options!r} in pass {self.passes + 1}"
             )
-        if self._stage is None or other._stage is None:
-            raise ArgumentError("cannot merge observers that have their factors; merge before the pass ends")
-        if type(self._stage) is not type(other._stage) or self._stage.terms() != other._stage.terms():
-            raise ArgumentError("cannot merge observers whose earlier passes saw different data; share one state")
-        self._stage.merge(other._stage)
-        self._count += other._count
-        self._low, self._high = min(self._low, other._low), max(self._high, other._high)
+        self._add(other._stage, other._count, other._low, other._high)
 
     def end_pass(self) -> bool:
         """End the current pass; True asks for another pass over the same data.
@@ -244,6 +274,15 @@ class Observer(ABC):
             (kind,) = (kind for kind in self.stages if kind.__name__ == str(state["stage"]))
             arrays = {name.partition(".")[2]: state[name] for name in state if name.startswith("stage.")}
             self._stage = kind.restore(arrays)
+
+    def _add(self, stage: Stage | None, count: int, low: float, high: float) -> None:
+        if self._stage is None or stage is None:
+            raise ArgumentError("cannot merge observers that have their factors; merge before the pass ends")
+        if type(self._stage) is not type(stage) or self._stage.terms() != stage.terms():
+            raise ArgumentError("cannot merge observers whose earlier passes saw different data; share one state")
+        self._stage.merge(stage)
+        self._count += count
+        self._low, self._high = min(self._low, low), max(self._high, high)
 
 
 def _not_finite(block: Float32Array) -> str:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from twinquant.calibration.balance import ChannelMaxObserver, balance_factors
 from twinquant.calibration.factory import make_observer, restore_observer
-from twinquant.calibration.observer import ActivationFactors, State
+from twinquant.calibration.observer import Accumulated, ActivationFactors, Stage, State
 from twinquant.calibration.watches import Watch
 
 __all__ = ["Station"]
@@ -54,15 +54,40 @@ class Station:
         """
         if self._channels is not None:
             self._channels.observe(values)
-        elif self.balance is None:
-            self._observer.observe(values)
-        else:
-            shape = [1] * values.ndim
-            shape[self.watch.channel_axis] = -1
-            # The twins multiply by the reciprocal, too.
+            return
+        multipliers = self.multipliers(values.ndim)
+        if multipliers is not None:
             with np.errstate(over="ignore"):
-                reciprocal = (np.float32(1) / self.balance).reshape(shape)
-                self._observer.observe(values.astype(np.float32, copy=False) * reciprocal)
+                values = values.astype(np.float32, copy=False) * multipliers
+        self._observer.observe(values)
+
+    @property
+    def stage(self) -> Stage | None:
+        """What this pass fills with values, balanced ones where there are balance factors.
+
+        None: the pass looks for the largest magnitudes of channels, or no further pass is needed.
+        """
+        return self._observer.stage if self._channels is None else None
+
+    @property
+    def channel_ends(self) -> bool:
+        """Whether this pass needs to see no more than the smallest and the largest value of every channel."""
+        return self._channels is not None
+
+    def multipliers(self, ndim: int) -> Float32Array | None:
+        """Return what balances values of this many axes: float32, in a shape that broadcasts; None: nothing does."""
+        if self.balance is None:
+            return None
+        shape = [1] * ndim
+        shape[self.watch.channel_axis] = -1
+        # The twins multiply by the reciprocal, too.
+        with np.errstate(over="ignore"):
+            reciprocal: Float32Array = np.float32(1) / self.balance
+        return reciprocal.reshape(shape)
+
+    def add(self, part: Accumulated) -> None:
+        """Take values that were accumulated elsewhere, in a `fresh()` one of this station's `stage`."""
+        self._observer.add(part)
 
     def merge(self, other: Station) -> None:
         """Add what another station of the same watch took in the same pass."""

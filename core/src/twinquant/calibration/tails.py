@@ -9,10 +9,11 @@ import numpy.typing as npt
 
 from twinquant.calibration.observer import Float32Array
 
-__all__ = ["Rank", "Tail", "rank_of_percentile"]
+__all__ = ["TAIL_SIZE", "Rank", "Tail", "rank_of_percentile"]
 
 _FRACTION_ONE = 1.19e-7
-_KEPT = 4096
+TAIL_SIZE = 4096
+"""How many values a tail keeps."""
 _SUB_BINS_BITS = 16
 
 
@@ -36,7 +37,7 @@ class Tail:
     """
 
     def __init__(self, values: Float32Array | None = None) -> None:
-        self._values = np.zeros(_KEPT, np.float32) if values is None else values
+        self._values = np.zeros(TAIL_SIZE, np.float32) if values is None else values
         self._smallest = float(self._values.min())
         # Sorting out as many values as are kept costs little more than sorting out a few.
         self._waiting: list[Float32Array] = []
@@ -52,7 +53,7 @@ class Tail:
         if high <= self._smallest:
             return
         self._waiting.append(block[block > np.float32(self._smallest)])
-        if sum(values.size for values in self._waiting) >= _KEPT:
+        if sum(values.size for values in self._waiting) >= TAIL_SIZE:
             self._settle()
 
     def merge(self, other: Tail) -> None:
@@ -67,11 +68,11 @@ class Tail:
 
     def largest(self, rank: int) -> float | None:
         """Return the `rank`-th largest value, 0.0 if that is not positive, None if not that many are kept."""
-        return float(self.sorted()[-rank]) if rank <= _KEPT else None
+        return float(self.sorted()[-rank]) if rank <= TAIL_SIZE else None
 
     def _settle(self) -> None:
         together = np.concatenate([self._values, *self._waiting])
-        self._values = np.partition(together, together.size - _KEPT)[-_KEPT:]
+        self._values = np.partition(together, together.size - TAIL_SIZE)[-TAIL_SIZE:]
         self._smallest = float(self._values.min())
         self._waiting.clear()
 
@@ -129,9 +130,23 @@ class Rank:
         inside = patterns[(patterns >= self.start) & (patterns < self.stop)]
         np.add.at(self._counts, ((inside - np.int32(self.start)) >> self._shift).astype(np.int64), 1)
 
+    @property
+    def shift(self) -> int:
+        """A value whose bit pattern is p, in the interval, counts in place `(p - start) >> shift`."""
+        return self._shift
+
+    @property
+    def places(self) -> int:
+        """How many places values are counted in."""
+        return self._counts.size
+
+    def add(self, counts: npt.NDArray[np.int64]) -> None:
+        """Add what was counted elsewhere: int64 `(65536,)`."""
+        self._counts += counts
+
     def merge(self, other: Rank) -> None:
         """Add what another one counted in the same interval."""
-        self._counts += other._counts
+        self.add(other._counts)
 
     def narrowed(self) -> Rank:
         """Return the search in the part of the interval that the pass has shown."""

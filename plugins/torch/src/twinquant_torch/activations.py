@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from twinquant.calibration.batches import ObservingRun, observe_values
+from twinquant.calibration.station import Station
 from twinquant.errors import UnsupportedModelError
 from twinquant.registry import ModelInput, RunBatch, Tap
 from twinquant.registry.float_model import Array
 from twinquant_onnx.framework import OnnxFramework
+from twinquant_torch.batch import BatchValues
 from twinquant_torch.graph import TorchGraph, TorchOrigin
 from twinquant_torch.graph_run import run_graph
-from twinquant_torch.hooks import hooked, is_observable
+from twinquant_torch.hooks import Receiver, hooked, is_observable
 from twinquant_torch.inputs import Call, device_of
 from twinquant_torch.tensors import to_array
 
@@ -60,11 +63,11 @@ def tap_graph(graph: TorchGraph, taps: Sequence[Tap], threads: int | None) -> Ru
     if graph.origin is None or not by_hooks:
         assert run is not None
         return run
-    return _Runner(graph.origin, tuple(taps), by_hooks, run).run
+    return _Runner(graph.origin, tuple(taps), by_hooks, run)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Runner:
+class _Runner(ObservingRun):
     """A module, and the graph for what hooks cannot see.
 
     Attributes:
@@ -79,7 +82,7 @@ class _Runner:
     hooked: Mapping[Tap, str]
     graph: RunBatch | None
 
-    def run(self, feeds: Mapping[str, Array]) -> Iterator[tuple[Tap, Sequence[Array]]]:
+    def __call__(self, feeds: Mapping[str, Array]) -> Iterator[tuple[Tap, Sequence[Array]]]:
         """Run one batch."""
         values: dict[Tap, list[Array]] = {}
 
@@ -87,19 +90,39 @@ class _Runner:
             # A copy: the module may change the tensor in place after it was read.
             values.setdefault(tap, []).append(np.array(to_array(tensor)))
 
-        module = self.origin.module
-        args, kwargs = self.origin.layout.call_of(feeds, device_of(module))
-        try:
-            with self.origin.copy.undisturbed(), hooked(module, self.hooked, keep), torch.no_grad():
-                module(*args, **kwargs)
-        except Exception as error:  # forward is the user's code
-            raise UnsupportedModelError(f"the model cannot run this batch: {error}") from error
+        self._run(feeds, keep)
         rest = None if self.graph is None else self.graph(feeds)
         for tap in self.taps:
             if tap in self.hooked:
-                if tap not in values:
-                    raise UnsupportedModelError(f"the module {tap.layer!r} was not called for this batch")
                 yield tap, values.pop(tap)
             else:
                 assert rest is not None
                 yield next(rest)
+
+    def observe(self, feeds: Mapping[str, Array], stations: Sequence[Station], number: int) -> None:
+        """Run one batch; what hooks see is observed, or reduced, as soon as they see it."""
+        values = BatchValues([s for s in stations if s.watch.tap in self.hooked], number, direct=True)
+        self._run(feeds, values.receive)
+        values.commit()
+        if self.graph is not None:
+            others = [station for station in stations if station.watch.tap not in self.hooked]
+            observe_values(self.graph, feeds, others, number)
+
+    def _run(self, feeds: Mapping[str, Array], receive: Receiver) -> None:
+        """Run the module, and see that every hook was called."""
+        seen: set[Tap] = set()
+
+        def note(tap: Tap, tensor: torch.Tensor) -> None:
+            seen.add(tap)
+            receive(tap, tensor)
+
+        module = self.origin.module
+        args, kwargs = self.origin.layout.call_of(feeds, device_of(module))
+        try:
+            with self.origin.copy.undisturbed(), hooked(module, self.hooked, note), torch.no_grad():
+                module(*args, **kwargs)
+        except Exception as error:  # forward is the user's code
+            raise UnsupportedModelError(f"the model cannot run this batch: {error}") from error
+        for tap in self.hooked:
+            if tap not in seen:
+                raise UnsupportedModelError(f"the module {tap.layer!r} was not called for this batch")

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from twinquant.calibration.batches import errors_about
 from twinquant.calibration.station import Station
 from twinquant.errors import TwinQuantError
 from twinquant.registry import Tap
-from twinquant_torch.reduction import reduced
-from twinquant_torch.tensors import to_array
+from twinquant_torch.reduction import Reduced, nbytes, observe, reduced
 
 __all__ = ["BatchValues"]
 
@@ -37,7 +34,7 @@ class BatchValues:
     def __init__(self, stations: Sequence[Station], number: int, *, direct: bool = False) -> None:
         self._stations: Mapping[Tap, Station] = {s.watch.tap: s for s in stations if not s.finished}
         self._number, self._direct = number, direct
-        self._waiting: list[tuple[Station, npt.NDArray[Any]]] = []
+        self._waiting: list[tuple[Station, Reduced]] = []
         self._nbytes = 0
         self._forks: dict[Tap, Station] = {}
         self._wrong: TwinQuantError | None = None
@@ -51,14 +48,14 @@ class BatchValues:
     def receive(self, tap: Tap, tensor: torch.Tensor) -> None:
         """Take a tensor's values. Never raises, as a model may catch exceptions of its parts."""
         station = self._stations[tap]
-        values = to_array(reduced(tensor.detach(), station))
+        values = reduced(tensor, station)
         with self._lock:
             if self._direct:
                 self._observe(station, values)
-            elif self._nbytes + values.nbytes <= _MOST_WAITING:
-                # A copy: the model may go on and change the tensor in place.
-                self._waiting.append((station, np.array(values)))
-                self._nbytes += values.nbytes
+            elif self._nbytes + nbytes(values) <= _MOST_WAITING:
+                # A copy of an array: the model may go on and change the tensor in place.
+                self._waiting.append((station, np.array(values) if isinstance(values, np.ndarray) else values))
+                self._nbytes += nbytes(values)
             else:
                 if tap not in self._forks:
                     self._forks[tap] = station.fork()
@@ -78,9 +75,9 @@ class BatchValues:
         for tap, fork in self._forks.items():
             self._stations[tap].merge(fork)
 
-    def _observe(self, station: Station, values: npt.NDArray[Any]) -> None:
+    def _observe(self, station: Station, values: Reduced) -> None:
         try:
             with errors_about(f"{station.watch.label}, batch {self._number + 1}"):
-                station.observe(values)
+                observe(station, values)
         except TwinQuantError as error:
             self._wrong = self._wrong or error

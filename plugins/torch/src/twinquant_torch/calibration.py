@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch.utils import _pytree as pytree
 
-from twinquant.calibration.batches import errors_about, taps_of
+from twinquant.calibration.batches import errors_about, observe_values, taps_of
 from twinquant.calibration.station import Station
 from twinquant.errors import ArgumentError, CalibrationError, RecordFileError, TwinQuantError, UnsupportedModelError
 from twinquant.records import RecordSet, write_record_file, write_unfinished_record
@@ -277,10 +277,7 @@ class Calibration:
             return
         run = run_graph(self.graph.model, taps_of(stations))
         for number, leaves in enumerate(self._spool):
-            for station, (_, values) in zip(stations, run(self._feeds(leaves)), strict=True):
-                with errors_about(f"{station.watch.label}, batch {number + 1}"):
-                    for array in values:
-                        station.observe(array)
+            observe_values(run, self._feeds(leaves), stations, number)
 
     def _feeds(self, leaves: Sequence[Any]) -> dict[str, npt.NDArray[Any]]:
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]

@@ -10,7 +10,7 @@ import torch
 
 from twinquant.registry import Tap
 
-__all__ = ["hooked", "is_observable", "register", "without_fast_path"]
+__all__ = ["Receiver", "hooked", "is_observable", "register", "without_fast_path"]
 
 Receiver = Callable[[Tap, torch.Tensor], None]
 """Takes a tensor whose values belong to a tap; the values of one run may come in several tensors."""

@@ -2,25 +2,84 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from twinquant.calibration.extremes import Extremes
+from twinquant.calibration.observer import Accumulated
 from twinquant.calibration.station import Station
+from twinquant.registry.float_model import Array
+from twinquant_torch.device_stages import filled
+from twinquant_torch.device_trial import counts_as_numpy
+from twinquant_torch.tensors import to_array
 
-__all__ = ["reduced"]
+__all__ = ["Reduced", "accumulated", "nbytes", "observe", "reduced"]
+
+Reduced = Array | Accumulated
+"""What leaves the device: what was accumulated there, or values that leave a station in the same state as all would."""
+
+_FEW = 1 << 18
+"""The bytes of so many values are about those of the largest histogram; fewer are moved as they are."""
 
 
-def reduced(tensor: torch.Tensor, station: Station) -> torch.Tensor:
-    """Return fewer values that leave a station in the same state, or all of them where it needs them.
+def reduced(tensor: torch.Tensor, station: Station) -> Reduced:
+    """Return what a station needs of an activation.
 
-    Ranges need both ends only; balance factors both ends of every channel. Other algorithms count values, and get them.
+    Balance factors need both ends of every channel, ranges both ends of all values; other algorithms count, which the
+    device does. On a CPU the values are in NumPy's reach already, and the stations count faster.
+
+    Args:
+        tensor: any float type, any shape, on any device.
+        station: decides by the pass it is in; left as it is.
     """
-    watch = station.watch
-    if not tensor.numel():
-        return tensor
-    if watch.migration_strength is not None and station.balance is None:
-        channels = tensor.movedim(watch.channel_axis % tensor.ndim, 0)
+    values = tensor.detach()
+    if not values.numel():
+        return to_array(values)
+    if station.channel_ends:
+        channels = values.movedim(station.watch.channel_axis % values.ndim, 0)
         rows = channels.reshape(channels.shape[0], -1)
-        return torch.stack([rows.amin(1), rows.amax(1)])  # channels are on axis 1, which is the last one, too
-    if watch.options.algorithm == "minmax" and station.balance is None:
-        return torch.stack(torch.aminmax(tensor))
-    return tensor
+        return to_array(torch.stack([rows.amin(1), rows.amax(1)]))  # channels are on axis 1, which is the last one, too
+    part = accumulated(values, station) if counts_there(values.device) else None
+    return to_array(values) if part is None else part
+
+
+def counts_there(device: torch.device) -> bool:
+    """Tell whether values are counted on their device: not on a CPU, nor where that would give anything else."""
+    return device.type != "cpu" and counts_as_numpy(device)
+
+
+def nbytes(values: Reduced) -> int:
+    """Return how much memory values in reduced form take."""
+    if isinstance(values, Accumulated):
+        return sum(array.nbytes for array in values.stage.arrays().values())
+    return values.nbytes
+
+
+def observe(station: Station, values: Reduced) -> None:
+    """Show a station what `reduced` returned for it."""
+    if isinstance(values, Accumulated):
+        station.add(values)
+    else:
+        station.observe(values)
+
+
+def accumulated(values: torch.Tensor, station: Station) -> Accumulated | None:
+    """Return what an activation comes to in the station's pass; None: it is better moved as it is.
+
+    So are values that are not finite: the station says what is wrong with them.
+    """
+    stage = station.stage
+    if stage is None or (values.numel() < _FEW and not isinstance(stage, Extremes)):
+        return None
+    multipliers = station.multipliers(values.ndim)
+    values = values.float()
+    if multipliers is not None:
+        values = values * torch.from_numpy(multipliers).to(values.device)
+    flat = values.reshape(-1)
+    # Adding 0.0 makes -0.0 and 0.0, which compare equal, the same bits.
+    low, high = (end + 0.0 for end in torch.stack(torch.aminmax(flat)).tolist())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return None
+    filled_stage = filled(stage, flat, low, high)
+    return None if filled_stage is None else Accumulated(filled_stage, flat.numel(), low, high)
