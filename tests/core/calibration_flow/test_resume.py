@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -10,7 +11,12 @@ import numpy as np
 import pytest
 
 import twinquant
-from twinquant.errors import DataError, ModelContentError
+from twinquant.calibration.options import ObserverOptions
+from twinquant.calibration.resume import Checkpoint, Snapshot
+from twinquant.calibration.station import Station
+from twinquant.calibration.watches import Watch
+from twinquant.errors import DataError, ModelContentError, OutputWriteError
+from twinquant.registry import Tap
 
 ALGORITHMS = ["minmax", "ifmr", "hfmg"]
 
@@ -170,3 +176,51 @@ def test_quantize_keeps_its_state_beside_the_future_record(toy, model, batches, 
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["net_record.txt.unfinished"]
     twinquant.quantize(model, batches, tmp_path / "out" / "net", batch_num=4)
     assert not (tmp_path / "out" / "net_record.txt.unfinished").exists()
+
+
+def test_a_snapshot_is_stored_without_a_copy_of_everything(tmp_path):
+    generator = np.random.default_rng(0)
+    watches = [Watch(Tap(f"layer{number}"), (f"layer{number}",), ObserverOptions()) for number in range(24)]
+    snapshot = Snapshot([Station(watch) for watch in watches], digests={0: "digest"}, done={0})
+    for station in snapshot.stations:
+        station.observe(generator.normal(size=1 << 18).astype(np.float32))
+    states = [station.state() for station in snapshot.stations]
+    every_byte = sum(array.nbytes for state in states for array in state.values())
+    path = tmp_path / "record.txt.unfinished"
+    tracemalloc.start()
+    try:
+        Checkpoint(path, "key").save(snapshot)
+        assert tracemalloc.get_traced_memory()[1] < every_byte / 8
+        tracemalloc.reset_peak()
+        restored = Checkpoint(path, "key").load(watches)
+    finally:
+        tracemalloc.stop()
+    assert restored is not None
+    assert (restored.done, restored.digests, restored.number_of_pass) == ({0}, {0: "digest"}, 1)
+    for station, state in zip(restored.stations, states, strict=True):
+        again = station.state()
+        assert {name: array.tobytes() for name, array in again.items()} == {n: a.tobytes() for n, a in state.items()}
+
+
+@pytest.mark.parametrize("header", ["[]", '"text"', "7", '{"key": "key"}', '{"key": "key", "digests": [], "pass": 1}'])
+def test_a_state_that_is_none_is_not_gone_on_with(tmp_path, caplog, header):
+    path = tmp_path / "record.txt.unfinished"
+    with path.open("wb") as file:
+        np.savez(file, header=np.array(header))
+    assert Checkpoint(path, "key").load([]) is None
+    assert "cannot be read" in caplog.text
+
+
+def test_an_array_in_the_place_of_a_state_is_not_gone_on_with(tmp_path, caplog):
+    path = tmp_path / "record.txt.unfinished"
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    assert Checkpoint(path, "key").load([]) is None
+    assert "cannot be read" in caplog.text
+
+
+def test_a_folder_in_the_place_of_the_state_is_told_of_before_anything_is_run(toy, model, batches, record, state):
+    state.mkdir()
+    with pytest.raises(OutputWriteError, match=r"record\.txt\.unfinished' is a folder.*resume=False"):
+        twinquant.calibrate(model, batches, record, batch_num=4)
+    assert not record.exists()

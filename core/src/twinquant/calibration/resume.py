@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import time
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from twinquant.calibration.observer import State
 from twinquant.calibration.station import Station
 from twinquant.calibration.watches import Watch
 from twinquant.errors import ArgumentError, OutputWriteError
-from twinquant.replacing import replace_file
+from twinquant.replacing import replacing
 
 __all__ = ["Checkpoint", "Snapshot"]
 
@@ -64,32 +63,41 @@ class Checkpoint:
         """Return the stored snapshot; None where there is none for this calibration, or it is damaged."""
         if self._path is None or not self._path.exists():
             return None
+        if self._path.is_dir():
+            raise OutputWriteError(
+                f"{str(self._path)!r} is a folder, where the state of the calibration is to be stored in a file; "
+                "move it away, or calibrate with resume=False"
+            )
         try:
             with self._path.open("rb") as file, np.load(file, allow_pickle=False) as content:
                 header = json.loads(str(content[_HEADER]))
                 if header["key"] != self._key:
                     _log.info("%s is of another calibration; starting from the beginning", self._path)
                     return None
-                states: list[State] = [{} for _ in watches]
+                digests = {int(number): str(digest) for number, digest in header["digests"].items()}
+                snapshot = Snapshot([], int(header["pass"]), set(header["done"]), digests)
+                names: dict[int, list[str]] = {position: [] for position in range(len(watches))}
                 for name in content.files:
-                    position, _, inner = name.partition("/")
-                    if inner:
-                        states[int(position)][inner] = content[name]
-            stations = [Station.restored(watch, state) for watch, state in zip(watches, states, strict=True)]
+                    if name != _HEADER:
+                        names[int(name.partition("/")[0])].append(name)
+                # One station after the other: together, their arrays would be in memory twice.
+                for watch, own in zip(watches, names.values(), strict=True):
+                    state = {name.partition("/")[2]: content[name] for name in own}
+                    snapshot.stations.append(Station.restored(watch, state))
         except (
             OSError,
             ValueError,
+            TypeError,
             KeyError,
             IndexError,
+            AttributeError,
             EOFError,
             zipfile.BadZipFile,
             zlib.error,
             ArgumentError,
-        ) as error:
+        ) as error:  # what damaged files and other programs' make of reading
             _log.warning("%s cannot be read (%s); starting from the beginning", self._path, error)
             return None
-        digests = {int(number): digest for number, digest in header["digests"].items()}
-        snapshot = Snapshot(stations, header["pass"], set(header["done"]), digests)
         _log.info("going on with pass %d after %d batches: %s", snapshot.number_of_pass, len(snapshot.done), self._path)
         return snapshot
 
@@ -112,14 +120,13 @@ class Checkpoint:
             "done": sorted(snapshot.done),
             "digests": snapshot.digests,
         }
-        arrays: dict[str, Any] = {_HEADER: np.array(json.dumps(header))}
-        for position, station in enumerate(snapshot.stations):
-            arrays.update({f"{position}/{name}": array for name, array in station.state().items()})
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(self._path, buffer.getbuffer())
+            with replacing(self._path) as file, zipfile.ZipFile(file, "w") as archive:
+                _store(archive, _HEADER, np.array(json.dumps(header)))
+                for position, station in enumerate(snapshot.stations):
+                    for name, array in station.state().items():
+                        _store(archive, f"{position}/{name}", array)
         except OSError as error:
             raise OutputWriteError(
                 f"the state of the calibration cannot be stored in {str(self._path)!r}: {error.strerror or error}; "
@@ -131,3 +138,9 @@ class Checkpoint:
         """Remove the file: the calibration is complete."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+
+def _store(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) -> None:
+    """Add an array as `numpy.savez` does, which would need all of them at once."""
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, array, allow_pickle=False)
