@@ -168,6 +168,16 @@ class Framework(ABC):
         """Describe the inputs that data is given for, in order (with `Capability.CALIBRATE`)."""
         raise self._lacks(Capability.CALIBRATE)
 
+    def prepare_data(self, graph: Any, data: Any) -> Any:
+        """Return calibration data in a form that the core takes; most frameworks' data is in one already.
+
+        Args:
+            graph: what `load` returned.
+            data: what the user gave: see `twinquant.calibrate`. Nothing may be taken from it before it is asked for.
+        """
+        del graph
+        return data
+
     def fuse(self, graph: Any, skip: Collection[str]) -> tuple[Any, Sequence[str]]:
         """Fold what normalizes a layer's output into the layer (with `Capability.CALIBRATE`).
 

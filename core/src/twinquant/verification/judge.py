@@ -131,6 +131,5 @@ def _differences(one: Array, other: Array) -> npt.NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
         difference = np.abs(wide - reference)
     same = (wide == reference) | (np.isnan(wide) & np.isnan(reference))
-    difference[same] = 0.0
-    difference[np.isnan(difference)] = np.inf
-    return difference
+    # An operation on arrays without an axis gives a scalar, in which nothing can be assigned.
+    return np.asarray(np.where(same, 0.0, np.where(np.isnan(difference), np.inf, difference)))

@@ -59,7 +59,7 @@ def tap_graph(graph: TorchGraph, taps: Sequence[Tap], threads: int | None) -> Ru
         UnsupportedModelError: ONNX Runtime cannot run the graph.
     """
     by_hooks, others = split_taps(graph, taps)
-    run = run_graph(graph.model, others, threads) if others else None
+    run = run_graph(graph, others, threads) if others else None
     if graph.origin is None or not by_hooks:
         assert run is not None
         return run

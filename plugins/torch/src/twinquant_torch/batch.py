@@ -10,7 +10,7 @@ import torch
 
 from twinquant.calibration.batches import errors_about
 from twinquant.calibration.station import Station
-from twinquant.errors import TwinQuantError
+from twinquant.errors import CalibrationError, TwinQuantError
 from twinquant.registry import Tap
 from twinquant_torch.reduction import Reduced, nbytes, observe, reduced
 
@@ -48,7 +48,14 @@ class BatchValues:
     def receive(self, tap: Tap, tensor: torch.Tensor) -> None:
         """Take a tensor's values. Never raises, as a model may catch exceptions of its parts."""
         station = self._stations[tap]
-        values = reduced(tensor, station)
+        try:
+            values = reduced(tensor, station)
+        except RuntimeError as error:  # tensors without values, such as those that torch.vmap hands to a module
+            self._wrong = self._wrong or CalibrationError(
+                f"{station.watch.label}, batch {self._number + 1}: its values cannot be read "
+                f"({' '.join(str(error).split())}); call the layer outside of torch.vmap and its likes, or leave it out"
+            )
+            return
         with self._lock:
             if self._direct:
                 self._observe(station, values)

@@ -275,7 +275,7 @@ class Calibration:
         stations = [station for station in active if station.watch.tap in set(self._by_graph)]
         if not stations:
             return
-        run = run_graph(self.graph.model, taps_of(stations))
+        run = run_graph(self.graph, taps_of(stations))
         for number, leaves in enumerate(self._spool):
             observe_values(run, self._feeds(leaves), stations, number)
 

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils import _pytree as pytree
@@ -22,17 +22,18 @@ from twinquant_onnx.load import load_model
 from twinquant_torch.folding import fold_constants
 from twinquant_torch.hooks import without_fast_path
 from twinquant_torch.quiet import quiet
+from twinquant_torch.reasons import advice_for, shortened
 from twinquant_torch.request import OLDEST_OPSET, ExportRequest, input_names, named_axes
 from twinquant_torch.working_copy import cloned
 
-__all__ = ["Exported", "ScratchFolder", "export"]
+__all__ = ["Exported", "ScratchFolder", "export", "export_as"]
 
 _logger = logging.getLogger(__name__)
 
 _FIRST_DYNAMO = (2, 6)
 """The first release whose dynamo exporter can be told not to fuse, so that the configuration decides about fusion."""
 
-_LONGEST_REASON = 400
+_T = TypeVar("_T")
 
 
 class ScratchFolder:
@@ -69,42 +70,64 @@ def export(request: ExportRequest) -> Exported:
             the operator set that were asked for.
         UnsupportedModelError: no exporter can trace the module.
     """
+    return export_as(request, lambda exported: exported)
+
+
+def export_as(request: ExportRequest, accept: Callable[[Exported], _T]) -> _T:
+    """Export a module, and return what is made of the first exporter's model that is accepted.
+
+    Args:
+        request: what is exported; `check_request` has been through it.
+        accept: takes an exported model; raises UnsupportedModelError where it is not right, and the next exporter is
+            tried.
+
+    Raises:
+        ArgumentError: see `export`.
+        UnsupportedModelError: no exporter can trace the module, or what they make is not accepted.
+    """
     reasons: list[str] = []
+    refused: UnsupportedModelError | None = None
     for name, exporter in _exporters(request.module):
         frozen: list[str] = []
         try:
-            with quiet(frozen), without_fast_path():
+            with quiet(frozen, descriptors=exporter is _export_torchscript), without_fast_path():
                 exported = exporter(request)
         except (ArgumentError, MemoryError):
             raise
         except Exception as error:  # the exporters raise whatever a module or torch's internals raise
             _logger.debug("the %s exporter failed", name, exc_info=error)
-            reasons.append(f"{name} exporter: {_shortened(_root(error))}")
+            reasons.append(f"{name} exporter: {shortened(_root(error))}")
             continue
         if frozen and not _is_traceable(request):
             # A value of the example inputs became a constant.
-            reasons.append(f"{name} exporter: {_shortened(frozen[0])}")
+            reasons.append(f"{name} exporter: {shortened(frozen[0])}")
             continue
-        for message in frozen:
-            _logger.warning("%s", message)
         given = _opset(exported.graph.model)
         if request.opset is not None and given != request.opset:
             reasons.append(f"{name} exporter: it gives operator set {given} instead of {request.opset}")
             continue
-        if reasons:
-            _logger.info("exported with the %s exporter. %s", name, ". ".join(reasons))
         _check_names(request, exported.graph.model.graph)
         _name_axes(request, exported.graph.model.graph)
-        return exported
+        try:
+            accepted = accept(exported)
+        except UnsupportedModelError as error:
+            _logger.debug("the %s exporter's model is not right", name, exc_info=error)
+            refused = refused or error
+            continue
+        for message in frozen:
+            _logger.warning("%s", message)
+        if reasons or refused is not None:
+            why = [*reasons, *([] if refused is None else [str(refused)])]
+            _logger.info("exported with the %s exporter. %s", name, ". ".join(why))
+        return accepted
+    if refused is not None:
+        raise UnsupportedModelError(". ".join([str(refused), *reasons])) from refused
     if request.opset is not None and all("operator set" in reason or "opset" in reason for reason in reasons):
         raise ArgumentError(
             f"opset: torch {torch.__version__} cannot export this model with operator set {request.opset}: "
             f"{'. '.join(reasons)}. Leave opset out, or choose another one"
         )
-    raise UnsupportedModelError(
-        f"the model cannot be exported. {'. '.join(reasons)}. Check that it runs on the example inputs; forward must "
-        "not branch on values of tensors, and must return tensors only: move such code out of the model"
-    )
+    raise UnsupportedModelError(f"the model cannot be exported. {'. '.join(reasons)}. {advice_for(reasons)}")
 
 
 def _opset(model: Any) -> int:
@@ -114,7 +137,8 @@ def _opset(model: Any) -> int:
 def _is_traceable(request: ExportRequest) -> bool:
     """Tell whether a module is independent of its inputs' values, though the older exporter warns that it may not be.
 
-    It warns of checks of shapes, too; `torch.export` knows shapes from values.
+    It warns of checks of shapes, too; `torch.export` knows shapes from values. Lengths that became constants are found by
+    `check_lengths`: the axes that a module of torch's, such as LSTM, leaves open are closed for `torch.export`.
     """
     try:
         with quiet([]), without_fast_path():
@@ -288,10 +312,3 @@ def _root(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error) or type(error).__name__
-
-
-def _shortened(text: str) -> str:
-    """Return a text in one line, without colors and without the pages that the exporters add."""
-    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()]
-    line = " ".join(line for line in lines if line)
-    return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}..."

@@ -14,7 +14,7 @@ StrPath = str | os.PathLike[str]
 
 
 def check_outputs(config_file: StrPath, outputs: Mapping[str, StrPath]) -> list[Path]:
-    """Return the absolute paths of files that are to be written, in folders that are there now.
+    """Return the absolute paths of files that are to be written; nothing is made yet, see `make_folder`.
 
     They are absolute because the module may run in another working folder.
 
@@ -23,8 +23,8 @@ def check_outputs(config_file: StrPath, outputs: Mapping[str, StrPath]) -> list[
         outputs: the files, by what they are.
 
     Raises:
-        OutputPathError: a path is that of a folder, of the configuration or of another output, or its folder cannot be
-            made.
+        OutputPathError: a path is that of a folder, of the configuration or of another output, or nothing can be
+            written where it is.
     """
     paths: dict[Path, str] = {}
     for what, given in outputs.items():
@@ -40,7 +40,12 @@ def check_outputs(config_file: StrPath, outputs: Mapping[str, StrPath]) -> list[
             raise OutputPathError(f"{what}: {text!r} is the {paths[path]}, too; give each file a name of its own")
         paths[path] = what
     for path in paths:
-        make_folder(path)
+        existing = next(parent for parent in path.parents if parent.exists())
+        if not existing.is_dir():
+            raise OutputPathError(
+                f"the folder of {str(path)!r} cannot be made: {str(existing)!r} is a file; choose another one"
+            )
+        _require_writable(existing, path)
     return list(paths)
 
 
@@ -56,5 +61,9 @@ def make_folder(file: Path) -> None:
         raise OutputPathError(
             f"the folder of {str(file)!r} cannot be made: {error.strerror or error}; choose another one"
         ) from error
-    if not os.access(file.parent, os.W_OK):
+    _require_writable(file.parent, file)
+
+
+def _require_writable(folder: Path, file: Path) -> None:
+    if not os.access(folder, os.W_OK):
         raise OutputPathError(f"nothing can be written into the folder of {str(file)!r}; choose another one")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import onnx_ir
 from onnxscript import optimizer
 
@@ -24,8 +26,17 @@ def fold_constants(model: onnx_ir.Model) -> None:
     """Compute the constants of a model and drop what nobody reads. Edits `model`.
 
     A transposed weight stays what it is, the module's own tensor behind a Transpose: nothing is copied. Weights that
-    are computed, as those of recurrent layers and of normalized weights are, become constants of any size.
+    are computed, as those of recurrent layers and of normalized weights are, become constants of any size; those that
+    are parts of a parameter, as in attention, become views of it.
     """
+    _fold(model)
+    if _split_constants(model.graph):
+        _fold(model)
+    _drop_bad_biases(model.graph)
+    optimizer.remove_unused_nodes(model)
+
+
+def _fold(model: onnx_ir.Model) -> None:
     wanted = _makers_of_weights(model.graph)
 
     def should_fold(node: Any) -> bool | None:
@@ -34,7 +45,65 @@ def fold_constants(model: onnx_ir.Model) -> None:
         return True if node in wanted else None
 
     optimizer.fold_constants(model, should_fold=should_fold)
-    optimizer.remove_unused_nodes(model)
+
+
+def _split_constants(graph: Any) -> bool:
+    """Replace the parts that constants are split into by constants: onnxscript folds no node of several outputs.
+
+    Edits `graph`.
+
+    Returns:
+        whether there were any.
+    """
+    found = [
+        node
+        for node in graph
+        if node.op_type == "Split"
+        and not node.domain
+        and all(value is None or _array(value) is not None for value in node.inputs)
+        and not any(value.is_graph_output() for value in node.outputs)
+    ]
+    for node in found:
+        whole, axis = _array(node.inputs[0]), node.attributes.get_int("axis", 0)
+        length, count = whole.shape[axis], len(node.outputs)
+        sizes = _array(node.inputs[1]) if len(node.inputs) > 1 else None
+        if sizes is None:
+            each = -(-length // count)
+            sizes = [each] * (count - 1) + [length - each * (count - 1)]
+        bounds = [0, *np.cumsum(sizes).tolist()]
+        element_type = node.inputs[0].const_value.dtype
+        for value, (start, stop) in zip(node.outputs, pairwise(bounds), strict=True):
+            part = np.take(whole, range(start, stop), axis) if axis else whole[start:stop]
+            tensor = onnx_ir.Tensor(np.ascontiguousarray(part), dtype=element_type, name=value.name)
+            constant = onnx_ir.Value(
+                name=value.name, type=onnx_ir.TensorType(element_type), shape=tensor.shape, const_value=tensor
+            )
+            onnx_ir.convenience.replace_all_uses_with(value, constant)
+            value.name = None
+            graph.register_initializer(constant)
+    graph.remove(found, safe=True)
+    return bool(found)
+
+
+def _drop_bad_biases(graph: Any) -> None:
+    """Drop the bias that onnxscript 0.7 gives a Conv3d without one: zeros of a shape that no runtime takes.
+
+    Edits `graph`.
+    """
+    for node in graph:
+        if node.op_type != "Conv" or node.domain or len(node.inputs) < 3:
+            continue
+        weight, bias = node.inputs[1], node.inputs[2]
+        zeros = None if bias is None else _array(bias)
+        if zeros is not None and zeros.shape != (weight.shape[0],) and not zeros.any():
+            node.resize_inputs(2)
+
+
+def _array(value: Any) -> Any:
+    """Return a constant as an array; None: it is none."""
+    if value.is_graph_input() or value.const_value is None:
+        return None
+    return value.const_value.numpy()
 
 
 def _makers_of_weights(graph: Any) -> set[Any]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from twinquant.records import RecordSet
     from twinquant.verification import VerifyReport
     from twinquant_onnx.graph import OnnxGraph
+    from twinquant_onnx.layers import LoadedModel
     from twinquant_torch.graph import TorchGraph
 
 __all__ = ["TorchFramework"]
@@ -103,10 +104,25 @@ class TorchFramework(Framework):
 
         return describe_inputs(graph)
 
+    def prepare_data(self, graph: TorchGraph, data: Any) -> Any:
+        """Take batches as `forward` takes them, like the example inputs."""
+        if graph.origin is None:
+            return data
+        from twinquant_torch.user_data import as_feeds
+
+        return as_feeds(data, graph.origin.layout)
+
     def fuse(self, graph: TorchGraph, skip: Collection[str]) -> tuple[TorchGraph, Sequence[str]]:
         """Fold BatchNormalization and constant Mul and Add nodes into convolutions."""
-        fused, layers = _ONNX.fuse(graph.model, skip)
-        return graph.changed(fused), layers
+        folded: list[str] = []
+
+        def fuse(model: LoadedModel) -> LoadedModel:
+            fused, layers = _ONNX.fuse(model, skip)
+            folded[:] = layers
+            return fused
+
+        fused_graph = graph.edited(fuse)
+        return fused_graph, tuple(folded)
 
     def weight(self, graph: TorchGraph, layer: str, *, recurrence: bool = False) -> LayerWeight:
         """Return a view of a layer's weight."""
@@ -114,7 +130,7 @@ class TorchFramework(Framework):
 
     def balance(self, graph: TorchGraph, factors: Mapping[str, Any]) -> TorchGraph:
         """Return a graph whose weights are multiplied when they are read."""
-        return graph.changed(_ONNX.balance(graph.model, factors))
+        return graph.edited(lambda model: _ONNX.balance(model, factors))
 
     def round_weights(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +13,13 @@ from twinquant_onnx.layers import LoadedModel
 from twinquant_torch.export import ScratchFolder
 from twinquant_torch.inputs import InputLayout
 from twinquant_torch.naming import NamedLayers
+from twinquant_torch.resizing import Resizer
 from twinquant_torch.working_copy import WorkingCopy
 
-__all__ = ["TorchGraph", "TorchOrigin"]
+__all__ = ["Edit", "TorchGraph", "TorchOrigin"]
+
+Edit = Callable[[LoadedModel], LoadedModel]
+"""Returns another model, and leaves the given one as it is."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,12 +29,16 @@ class TorchOrigin:
     Attributes:
         copy: the module: a copy of the user's.
         layout: how its arguments are made of tensors.
+        resizer: gives the exported model for batches of other sizes.
         expected: what the module gives for the example inputs; None: something else than tensors.
+        output_spec: how these are nested.
     """
 
     copy: WorkingCopy
     layout: InputLayout
+    resizer: Resizer
     expected: tuple[torch.Tensor, ...] | None = None
+    output_spec: Any = None
 
     @property
     def module(self) -> Any:
@@ -47,6 +56,7 @@ class TorchGraph:
         named: what the names of layers mean in torch.
         origin: the module; None: an exported program, or a file.
         folder: where the weights are, as long as this object lives; None: in memory, or in the user's files.
+        edits: what was done to the model since it was exported.
     """
 
     model: LoadedModel
@@ -54,6 +64,7 @@ class TorchGraph:
     named: NamedLayers
     origin: TorchOrigin | None = None
     folder: ScratchFolder | None = None
+    edits: tuple[Edit, ...] = ()
 
     @classmethod
     def of(
@@ -70,6 +81,13 @@ class TorchGraph:
         )
         return cls(model, layers, named, origin, folder)
 
-    def changed(self, model: LoadedModel) -> TorchGraph:
-        """Return this graph with another model, whose layers have the same names."""
-        return TorchGraph.of(model, self.named, self.origin, self.folder)
+    def edited(self, edit: Edit) -> TorchGraph:
+        """Return this graph with a model that an edit makes of its own; layers keep their names."""
+        changed = TorchGraph.of(edit(self.model), self.named, self.origin, self.folder)
+        return replace(changed, edits=(*self.edits, edit))
+
+    def edits_of(self, model: LoadedModel) -> LoadedModel:
+        """Return what this graph's edits make of the same module's model, exported otherwise."""
+        for edit in self.edits:
+            model = edit(model)
+        return model

@@ -8,50 +8,39 @@ from twinquant.registry import RunBatch, Tap
 from twinquant.registry.float_model import Array
 from twinquant_onnx.framework import OnnxFramework
 from twinquant_onnx.layers import LoadedModel
+from twinquant_torch.graph import TorchGraph
 
 __all__ = ["run_graph"]
 
 
-def run_graph(model: LoadedModel, taps: Sequence[Tap], threads: int | None = None) -> RunBatch:
+def run_graph(graph: TorchGraph, taps: Sequence[Tap], threads: int | None = None) -> RunBatch:
     """Return what runs a batch and yields the values of the taps, in their order.
 
-    A batch of several times the size that the graph was exported with is run in pieces; a tap has an array for each.
+    A batch of another size than that of the example inputs is run on a graph that is exported for such.
 
     Raises:
-        UnsupportedModelError: ONNX Runtime cannot run the graph.
+        UnsupportedModelError: ONNX Runtime cannot run the graph. Each run raises it, too, where no graph can be had for
+            a batch's size.
     """
-    framework = OnnxFramework()
-    run = framework.activations(model, taps, threads=threads)
-    sizes = {value.name: value.shape[0] for value in framework.model_inputs(model) if value.shape}
+    run = OnnxFramework().activations(graph.model, taps, threads=threads)
+    sizes = {value.name: value.shape or () for value in OnnxFramework().model_inputs(graph.model)}
+    resized: list[tuple[LoadedModel, RunBatch]] = []
 
-    def run_pieces(feeds: Mapping[str, Array]) -> Iterator[tuple[Tap, Sequence[Array]]]:
-        pieces = list(_pieces(feeds, sizes))
-        if len(pieces) == 1:
-            yield from run(feeds)
-            return
-        values: dict[Tap, list[Array]] = {tap: [] for tap in taps}
-        for piece in pieces:
-            for tap, arrays in run(piece):
-                values[tap] += arrays
-        for tap in taps:
-            yield tap, values.pop(tap)
+    def run_batch(feeds: Mapping[str, Array]) -> Iterator[tuple[Tap, Sequence[Array]]]:
+        if graph.origin is None or _fits(feeds, sizes):
+            return run(feeds)
+        model = graph.origin.resizer.model_for(feeds)
+        if not resized or resized[0][0] is not model:
+            edited = graph.edits_of(model)
+            resized[:] = [(model, OnnxFramework().activations(edited, taps, threads=threads))]
+        return resized[0][1](feeds)
 
-    return run_pieces
+    return run_batch
 
 
-def _pieces(feeds: Mapping[str, Array], sizes: Mapping[str, int | str | None]) -> Iterator[Mapping[str, Array]]:
-    """Cut a batch, or leave it whole where it fits, or where it cannot be cut into equal pieces."""
-    counts = {
-        feeds[name].shape[0] / size if isinstance(size, int) and size and feeds[name].ndim else 1
-        for name, size in sizes.items()
-    }
-    (count,) = counts if len(counts) == 1 else (1,)
-    if count <= 1 or count != int(count):
-        yield feeds
-        return
-    for number in range(int(count)):
-        cut = {}
-        for name, array in feeds.items():
-            rows = array.shape[0] // int(count)
-            cut[name] = array[number * rows : (number + 1) * rows]
-        yield cut
+def _fits(feeds: Mapping[str, Array], sizes: Mapping[str, tuple[int | str | None, ...]]) -> bool:
+    return all(
+        not isinstance(length, int) or length == given
+        for name, lengths in sizes.items()
+        for length, given in zip(lengths, feeds[name].shape, strict=False)
+    )

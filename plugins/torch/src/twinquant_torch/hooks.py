@@ -10,7 +10,7 @@ import torch
 
 from twinquant.registry import Tap
 
-__all__ = ["Receiver", "hooked", "is_observable", "register", "without_fast_path"]
+__all__ = ["Receiver", "hooked", "is_observable", "is_trainable", "register", "without_fast_path"]
 
 Receiver = Callable[[Tap, torch.Tensor], None]
 """Takes a tensor whose values belong to a tap; the values of one run may come in several tensors."""
@@ -36,6 +36,11 @@ _FORWARDS = ("forward", "_conv_forward", "__call__")
 
 def _forwards_of(module: Any) -> Iterator[str]:
     return (name for name in _FORWARDS if hasattr(type(module), name))
+
+
+def is_trainable(module: Any) -> bool:
+    """Tell whether AdaRound can train the rounding of a layer's weight: it runs the module by itself."""
+    return is_observable(module) and "weight" in module._parameters
 
 
 @contextmanager

@@ -12,9 +12,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from twinquant.errors import ArgumentError, DataError
-from twinquant_torch.tensors import to_array
+from twinquant_torch.tensors import exact_array, to_array
 
-__all__ = ["Call", "InputLayout", "device_of", "split_call"]
+__all__ = ["Call", "InputLayout", "check_example", "device_of", "split_call"]
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """The arguments of one call of a module."""
@@ -38,6 +38,38 @@ def split_call(inputs: Any) -> Call:
             f"arguments, with at least one tensor, got {type(inputs).__name__}"
         )
     return args, kwargs
+
+
+def check_example(args: tuple[Any, ...], kwargs: Mapping[str, Any], device: torch.device | None) -> None:
+    """Refuse example inputs that show nothing of what the model computes.
+
+    Args:
+        args: positional arguments of `forward`.
+        kwargs: its keyword arguments.
+        device: where the model is, if it is in one place.
+
+    Raises:
+        DataError: a tensor is on another device, is empty, or holds NaN, or the model is on no device.
+    """
+    if device is not None and device.type == "meta":
+        raise DataError(
+            "the model is on the device 'meta', which has no values; load its weights on a CPU or a GPU first"
+        )
+    for leaf in pytree.tree_leaves((args, dict(kwargs))):
+        if not isinstance(leaf, torch.Tensor):
+            continue
+        if device is not None and leaf.device != device:
+            raise DataError(
+                f"the example inputs are on {leaf.device}, the model is on {device}; move them with "
+                f".to({str(device)!r})"
+            )
+        if leaf.ndim and not leaf.shape[0]:
+            raise DataError(f"example_inputs: a tensor of shape {list(leaf.shape)} is an empty batch; give a real one")
+        if leaf.is_floating_point() and bool(leaf.isnan().any()):
+            raise DataError(
+                "example_inputs: a tensor holds NaN, so it cannot be seen whether the exported model computes what the "
+                "module does; give a batch of real data"
+            )
 
 
 def device_of(module: torch.nn.Module) -> torch.device | None:
@@ -81,6 +113,42 @@ class InputLayout:
             DataError: arity, type, element type, rank, length, device or a plain value differ from those of the
                 example, or the batch is empty.
         """
+        leaves = self._flattened(args, kwargs)
+        tensors = iter(zip(self.names, self.open_axes, strict=True))
+        for leaf, wanted in zip(leaves, self.example, strict=True):
+            if isinstance(wanted, torch.Tensor):
+                _check_tensor(leaf, wanted, *next(tensors), device)
+        return leaves
+
+    def feeds_of(self, item: Any) -> dict[str, npt.NDArray[Any]] | None:
+        """Return the tensors of a batch of the user's as arrays, by the names of the exported inputs.
+
+        Shapes and element types are looked at by whoever takes the arrays.
+
+        Args:
+            item: a tensor, a tuple or list of the positional arguments of `forward`, or a dict of its keyword
+                arguments; what else it holds, such as labels, is left out.
+
+        Returns:
+            None for what holds no tensor, or has the names of exported inputs.
+
+        Raises:
+            DataError: it is nested otherwise than the example, or has another plain value.
+        """
+        if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(item)):
+            return None
+        args, kwargs = split_call(item)
+        example_args, example_kwargs = pytree.tree_unflatten(list(self.example), self.spec)
+        if kwargs and not example_kwargs:
+            return None
+        if example_kwargs.keys() <= kwargs.keys():
+            kwargs = {name: kwargs[name] for name in example_kwargs}
+        leaves = self._flattened(args[: len(example_args)], kwargs)
+        tensors = [leaf for leaf, wanted in zip(leaves, self.example, strict=True) if isinstance(wanted, torch.Tensor)]
+        return {name: _as_array(name, leaf) for name, leaf in zip(self.names, tensors, strict=True)}
+
+    def _flattened(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """Take the arguments of a call apart, and refuse those that are nested otherwise or have other plain values."""
         leaves, spec = pytree.tree_flatten((tuple(args), self._in_order(kwargs)))
         if spec != self.spec:
             raise DataError(
@@ -88,11 +156,8 @@ class InputLayout:
                 f"{self._outline(leaves, spec)}; call it with as many arguments as the example inputs had, nested "
                 "alike, by position or by name as they were"
             )
-        tensors = iter(zip(self.names, self.open_axes, strict=True))
         for leaf, wanted in zip(leaves, self.example, strict=True):
-            if isinstance(wanted, torch.Tensor):
-                _check_tensor(leaf, wanted, *next(tensors), device)
-            elif _differs(leaf, wanted):
+            if not isinstance(wanted, torch.Tensor) and _differs(leaf, wanted):
                 raise DataError(
                     f"the model was exported with the value {wanted!r}, this call has {leaf!r} in its place; what a "
                     "model does with another value is another model: export it with that value"
@@ -130,6 +195,12 @@ class InputLayout:
         # A copy: the module may change its inputs, and these arrays are the user's data.
         values = np.array(feeds[name], dtype=np.float32 if feeds[name].dtype.name == "bfloat16" else None)
         return torch.from_numpy(values).to(device=device, dtype=example.dtype)
+
+
+def _as_array(name: str, leaf: Any) -> npt.NDArray[Any]:
+    if not isinstance(leaf, torch.Tensor):
+        raise DataError(f"input {name!r}: must be a tensor, got {type(leaf).__name__}")
+    return exact_array(leaf)
 
 
 class _Word(str):

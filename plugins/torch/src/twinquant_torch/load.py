@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,23 +15,31 @@ from torch.utils import _pytree as pytree
 
 from twinquant.errors import ArgumentError, DataError, ModelFileError, UnsupportedModelError
 from twinquant.registry import Match
+from twinquant_onnx.graph import OnnxGraph
 from twinquant_onnx.layers import analyse
 from twinquant_onnx.load import load_model
 from twinquant_onnx.modified.removal import without_calibration
 from twinquant_onnx.recognize import recognize as recognize_onnx
 from twinquant_torch.calibration import CalibrationModule
 from twinquant_torch.equality import check_equal
-from twinquant_torch.export import Exported, export
+from twinquant_torch.export import Exported, export_as
 from twinquant_torch.graph import TorchGraph, TorchOrigin
-from twinquant_torch.inputs import InputLayout, device_of, split_call
+from twinquant_torch.inputs import InputLayout, check_example, device_of, split_call
+from twinquant_torch.lengths import check_lengths
 from twinquant_torch.naming import NamedLayers, name_layers
-from twinquant_torch.probe import probe
-from twinquant_torch.refusals import refuse_active_training, refuse_module
+from twinquant_torch.probe import probe, run_once, tensors_of
+from twinquant_torch.refusals import refuse_active_training, refuse_module, refuse_training_program
 from twinquant_torch.request import ExportRequest, check_request, input_names
+from twinquant_torch.resizing import Resizer
 from twinquant_torch.source import TorchModel
+from twinquant_torch.tensors import to_array
 from twinquant_torch.working_copy import WorkingCopy, cloned
 
 __all__ = ["load", "load_module", "unwrapped"]
+
+_logger = logging.getLogger(__name__)
+
+_WHAT = "the exported model"
 
 _WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
 
@@ -50,13 +59,13 @@ def load(source: Any, options: Mapping[str, Any]) -> TorchGraph:
         UnsupportedModelError: the module is in training mode or cannot be exported, or the file holds none.
     """
     source = unwrapped(source)
-    if isinstance(source, CalibrationModule):
+    if isinstance(source, CalibrationModule) and not options:
         return _calibrated(source)
     if isinstance(source, TorchModel):
-        return _compared(load_module(replace(source, **options)))
+        return load_module(replace(source, **options))
     if isinstance(source, torch.nn.Module):
         if options.get("example_inputs") is not None:
-            return _compared(load_module(TorchModel(source, **options)))
+            return load_module(TorchModel(source, **options))
         raise ArgumentError(
             f"the torch module {type(source).__name__} needs example inputs, which it is traced with: pass "
             "example_inputs=..., one batch as forward takes it, or twinquant_torch.TorchModel(module, example_inputs)"
@@ -96,7 +105,7 @@ def _calibrated(module: CalibrationModule) -> TorchGraph:
 
 
 def load_module(source: TorchModel) -> TorchGraph:
-    """Export a module, without comparing the result with it.
+    """Export a module, and compare the result with it.
 
     Raises:
         ArgumentError, DataError, UnsupportedModelError: see `load`.
@@ -104,23 +113,34 @@ def load_module(source: TorchModel) -> TorchGraph:
     module = unwrapped(source.module)
     if not isinstance(module, torch.nn.Module):
         raise ArgumentError(f"module: must be a torch.nn.Module, got {type(module).__name__}")
+    if any(isinstance(inner, CalibrationModule) for inner in module.modules()):
+        raise ArgumentError(
+            "the module is a calibration model, which would take the runs of an export for batches of its own: pass the "
+            "float model, or calibration_model.model"
+        )
     refuse_module(module)
     args, kwargs = cloned(split_call(source.example_inputs))
     _refuse_wrong_arity(module, args, kwargs)
-    _refuse_wrong_device(module, (args, kwargs))
+    check_example(args, kwargs, device_of(module))
     pristine = WorkingCopy.of(module)
-    seen = probe(pristine.anew(), args, kwargs)
+    seen = probe(pristine, args, kwargs)
     traced = pristine.anew()
     request = ExportRequest(
         traced.module, args, kwargs, source.input_names, source.output_names, source.dynamic_axes, source.opset
     )
     check_request(request, seen.outputs)
+
+    def accept(exported: Exported) -> TorchGraph:
+        named = _named(exported, traced.module, seen.calls)
+        layout = _layout(exported, request)
+        resizer = Resizer(pristine, layout, seen.calls, source.opset)
+        origin = TorchOrigin(pristine, layout, resizer, seen.outputs, seen.output_spec)
+        check_equal(named.model.graph, layout.example_feeds(), seen.outputs, _WHAT)
+        check_lengths(named.model.graph, pristine.anew(), request, layout.names, _WHAT)
+        return TorchGraph.of(named.model, named.named, origin, exported.folder)
+
     with traced.undisturbed():
-        exported = export(request)
-    named = _named(exported, traced.module, seen.calls)
-    layout = _layout(exported, request)
-    origin = TorchOrigin(pristine, layout, seen.outputs)
-    return TorchGraph.of(named.model, named.named, origin, exported.folder)
+        return export_as(request, accept)
 
 
 def _layout(exported: Exported, request: ExportRequest) -> InputLayout:
@@ -141,15 +161,32 @@ def _layout(exported: Exported, request: ExportRequest) -> InputLayout:
     return InputLayout(tuple(leaves), spec, names, open_axes)
 
 
-def _compared(graph: TorchGraph) -> TorchGraph:
-    """Return a graph that computes what its module does."""
-    assert graph.origin is not None  # it was a module
-    check_equal(graph.model.graph, graph.origin.layout.example_feeds(), graph.origin.expected, "the exported model")
-    return graph
-
-
 def _load_program(program: Any) -> TorchGraph:
-    return _named(export(ExportRequest(program)), None)
+    refuse_training_program(program)
+
+    def accept(exported: Exported) -> TorchGraph:
+        named = _named(exported, None)
+        _compare_program(named.model.graph, program)
+        return named
+
+    return export_as(ExportRequest(program), accept)
+
+
+def _compare_program(graph: OnnxGraph, program: Any) -> None:
+    """Compare a graph with what its program computes on its example inputs, if it has any."""
+    if program.example_inputs is None:
+        _logger.info("the exported program holds no example inputs, so it is not compared with the model made of it")
+        return
+    args, kwargs = program.example_inputs
+    initializers = {tensor.name for tensor in graph.model.graph.initializer}
+    names = [value.name for value in graph.model.graph.input if value.name not in initializers]
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    if len(names) != len(tensors):
+        _logger.info("%s is not compared with the exported program, which has inputs that are not tensors", _WHAT)
+        return
+    expected = tensors_of(run_once(WorkingCopy.of(program.module()), args, kwargs))
+    feeds = {name: to_array(tensor) for name, tensor in zip(names, tensors, strict=True)}
+    check_equal(graph, feeds, expected, _WHAT)
 
 
 def _named(exported: Exported, module: Any, calls: Mapping[str, int] | None = None) -> TorchGraph:
@@ -171,16 +208,6 @@ def _refuse_wrong_arity(module: Any, args: tuple[Any, ...], kwargs: Mapping[str,
             f"example_inputs: {type(module).__name__}.forward takes {signature}: {error}; a tuple holds its positional "
             "arguments, a dict its keyword arguments, and a dict that is one argument goes into a tuple: ({...},)"
         ) from error
-
-
-def _refuse_wrong_device(module: Any, inputs: Any) -> None:
-    device = device_of(module)
-    for leaf in pytree.tree_leaves(inputs):
-        if device is not None and isinstance(leaf, torch.Tensor) and leaf.device != device:
-            raise DataError(
-                f"the example inputs are on {leaf.device}, the model is on {device}; move them with "
-                f".to({str(device)!r})"
-            )
 
 
 def _load_file(path: Path) -> TorchGraph:

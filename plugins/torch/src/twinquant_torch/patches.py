@@ -29,8 +29,6 @@ class Patches:
         stride: of each spatial axis; a Linear has no spatial axes.
         padding: zeros before the first value of each spatial axis.
         dilation: of each spatial axis.
-        filling: what else is padded, before the layer, as `torch.nn.functional.pad` takes it, and its mode; None:
-            nothing.
     """
 
     shape: tuple[int, ...]
@@ -40,14 +38,13 @@ class Patches:
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
-    filling: tuple[tuple[int, ...], str] | None = None
 
     @classmethod
     def of(cls, layer: nn.Module, weight: Tensor) -> Patches:
         """Return the geometry of a layer.
 
         Args:
-            layer: the layer.
+            layer: the layer; a convolution is one that pads with zeros.
             weight: its weight, or what takes its place.
 
         Raises:
@@ -63,13 +60,8 @@ class Patches:
             return cls(shape, bias, layer.groups, True, *sizes)
         if isinstance(layer, _CONVOLUTIONS):
             dilation = _numbers(layer.dilation)
-            around = _padding(layer.padding, dilation, shape[2:])
-            filling = None
-            if layer.padding_mode != "zeros":
-                filling = (tuple(n for pair in reversed(around) for n in pair), layer.padding_mode)
-                around = [(0, 0)] * len(around)
-            before = tuple(first for first, _ in around)
-            return cls(shape, bias, layer.groups, False, _numbers(layer.stride), before, dilation, filling)
+            before = _padding(layer.padding, dilation, shape[2:])
+            return cls(shape, bias, layer.groups, False, _numbers(layer.stride), before, dilation)
         raise UnsupportedModelError(
             f"AdaRound trains convolutions and Linear, not {type(layer).__name__}; use arq_quantize for this layer"
         )
@@ -113,8 +105,6 @@ class Patches:
         spatial = len(self.stride)
         if spatial:
             x, y = (values if values.dim() == spatial + 2 else values.unsqueeze(0) for values in (x, y))
-            if self.filling is not None:
-                x = nn.functional.pad(x, self.filling[0], mode=self.filling[1])
             x, y = x.movedim(1, -1), y.movedim(1, -1)
             rows = self._gather(x, y.shape[:-1], where.to(x.device))
         else:
@@ -159,11 +149,10 @@ def _numbers(value: Any) -> tuple[int, ...]:
     return tuple(int(number) for number in value)
 
 
-def _padding(padding: Any, dilation: tuple[int, ...], kernel: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Return what is padded before and after each spatial axis."""
+def _padding(padding: Any, dilation: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[int, ...]:
+    """Return how many zeros are padded before each spatial axis."""
     if padding == "valid":
-        return [(0, 0)] * len(kernel)
+        return (0,) * len(kernel)
     if padding == "same":
-        totals = [rate * (taps - 1) for rate, taps in zip(dilation, kernel, strict=True)]
-        return [(total // 2, total - total // 2) for total in totals]
-    return [(number, number) for number in _numbers(padding)]
+        return tuple(rate * (taps - 1) // 2 for rate, taps in zip(dilation, kernel, strict=True))
+    return _numbers(padding)

@@ -14,7 +14,7 @@ from twinquant.errors import DataError
 from twinquant_torch.hooks import without_fast_path
 from twinquant_torch.working_copy import WorkingCopy, cloned
 
-__all__ = ["Probe", "probe"]
+__all__ = ["Probe", "probe", "run_once", "tensors_of"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,43 +23,78 @@ class Probe:
 
     Attributes:
         outputs: the tensors of the output, in their order; None: it holds something else as well.
-        calls: how often each module was called, by the first of its paths.
+        output_spec: how the output is nested.
+        calls: how often each module was called, by the first of its paths; None: that cannot be counted.
     """
 
     outputs: tuple[torch.Tensor, ...] | None
-    calls: Mapping[str, int]
+    output_spec: Any
+    calls: Mapping[str, int] | None
 
 
 def probe(copy: WorkingCopy, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Probe:
     """Run a module; what it says of inputs that it does not take is clearer than what the exporters say.
 
+    Args:
+        copy: what is run: not itself, but copies of it.
+        args: positional arguments of `forward`.
+        kwargs: its keyword arguments.
+
     Raises:
         DataError: the module does not run on the inputs.
     """
     calls: Counter[str] = Counter()
+    try:
+        return _probe(run_once(copy.anew(), args, kwargs, calls), calls)
+    except Exception as error:  # forward is the user's code
+        # torch.cond, for one, takes no function with side effects, which is what counting is.
+        try:
+            return _probe(run_once(copy.anew(), args, kwargs), None)
+        except Exception:  # noqa: BLE001, S110  forward is the user's code; the first error is told
+            pass
+        reason = str(error) or "no reason is given"
+        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+        raise DataError(
+            f"example_inputs: {type(copy.module).__name__} does not run on them: {kind}{reason}; give one batch as "
+            "forward takes it"
+        ) from error
+
+
+def run_once(
+    copy: WorkingCopy, args: tuple[Any, ...], kwargs: Mapping[str, Any], calls: Counter[str] | None = None
+) -> Any:
+    """Run a module on copies of its arguments, and return what it gives.
+
+    Args:
+        copy: the module; its buffers may change.
+        args: positional arguments of `forward`.
+        kwargs: its keyword arguments.
+        calls: where calls of modules are counted, by the first of their paths; None: nowhere.
+    """
     args, kwargs = cloned((args, dict(kwargs)))
     with copy.undisturbed() as module:
-        handles = [
-            inner.register_forward_pre_hook(_counting(calls, path))
-            for path, inner in module.named_modules()
-            if not isinstance(inner, torch.jit.ScriptModule)
-        ]
+        handles = []
+        if calls is not None:
+            handles = [
+                inner.register_forward_pre_hook(_counting(calls, path)) for path, inner in module.named_modules()
+            ]
         try:
             with torch.no_grad(), without_fast_path():
-                output = module(*args, **kwargs)
-        except Exception as error:  # forward is the user's code
-            reason = str(error) or "no reason is given"
-            kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
-            raise DataError(
-                f"example_inputs: {type(module).__name__} does not run on them: {kind}{reason}; give one batch as "
-                "forward takes it"
-            ) from error
+                return module(*args, **kwargs)
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def tensors_of(output: Any) -> tuple[torch.Tensor, ...] | None:
+    """Return the tensors of an output, in their order; None: it holds something else as well."""
     leaves = [leaf for leaf in pytree.tree_leaves(output) if leaf is not None]
     only_tensors = all(isinstance(leaf, torch.Tensor) for leaf in leaves)
-    return Probe(tuple(leaf.detach() for leaf in leaves) if only_tensors else None, calls)
+    return tuple(leaf.detach() for leaf in leaves) if only_tensors else None
+
+
+def _probe(output: Any, calls: Mapping[str, int] | None) -> Probe:
+    return Probe(tensors_of(output), pytree.tree_structure(output), calls)
 
 
 def _counting(calls: Counter[str], path: str) -> Any:

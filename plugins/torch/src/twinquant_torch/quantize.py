@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from twinquant.calibration.assemble import assemble_records
+from twinquant.calibration.constants import tell_of_constants
 from twinquant.calibration.layer_weights import input_channel_maxima
 from twinquant.calibration.recorded_balance import recorded_balance
 from twinquant.calibration.settings import trained_layers
@@ -28,7 +29,7 @@ from twinquant_onnx.write import write_model
 from twinquant_torch.calibration import Calibration, CalibrationModule, Outcome
 from twinquant_torch.distributed import on_writer, together
 from twinquant_torch.equality import check_equal
-from twinquant_torch.folders import StrPath, check_outputs
+from twinquant_torch.folders import StrPath, check_outputs, make_folder
 from twinquant_torch.framework import TorchFramework
 from twinquant_torch.graph import TorchGraph
 from twinquant_torch.load import load_module
@@ -75,6 +76,12 @@ def calibrating_module(
         )
 
     def conclude(calibration: Calibration) -> Outcome:
+        tell_of_constants(
+            calibration.stations,
+            config.batch_num,
+            allowed=False,
+            way_out="leave their layers out (skip_layers of create_quant_config)",
+        )
         records = assemble_records(TorchFramework(), graph, graph.layers, config, calibration.stations)
         if not trained:
             return Outcome(records, final)
@@ -177,9 +184,11 @@ def _write_modified(
         check: is shown what was written, before it takes the place of an older file.
 
     Raises:
+        OutputPathError: its folder cannot be made.
         OutputWriteError: the file cannot be written.
     """
     model = divide_activations(graph.model, factors) if factors else graph.model.graph
+    make_folder(path)
     try:
         with staging_folder(path.parent) as staging:
             # The name is in the names of external data files, which two modified models of a folder must not share.

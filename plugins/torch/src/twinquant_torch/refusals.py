@@ -12,7 +12,10 @@ from onnx import numpy_helper
 from twinquant.errors import UnsupportedModelError
 from twinquant_onnx.traversal import graphs_in
 
-__all__ = ["refuse_active_training", "refuse_module"]
+__all__ = ["refuse_active_training", "refuse_module", "refuse_training_program"]
+
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
+"""Where torch has the modules that its own quantization makes."""
 
 _TRAINING = (
     "{what} is in training mode: BatchNormalization would use the statistics of each batch, and Dropout would be "
@@ -24,20 +27,26 @@ def refuse_module(module: Any) -> None:
     """Refuse a module that cannot be exported, or that the exporters would export wrong.
 
     Raises:
-        UnsupportedModelError: it is a TorchScript module, in training mode, not initialized, or uses an option that
-            ONNX has not.
+        UnsupportedModelError: a module in it is a TorchScript module, quantized already, in training mode, not
+            initialized, or uses an option that ONNX has not.
     """
-    if isinstance(module, torch.jit.ScriptModule):
-        raise UnsupportedModelError(
-            "the model is a TorchScript module, whose layers cannot be looked into; pass the torch.nn.Module that was "
-            "scripted or traced"
-        )
-    if module.training:
-        raise UnsupportedModelError(_TRAINING.format(what=f"the model {type(module).__name__}"))
+    for path, inner in module.named_modules():
+        what = f"the module {path!r} of the model" if path else "the model"
+        if isinstance(inner, torch.jit.ScriptModule):
+            raise UnsupportedModelError(
+                f"{what} is a TorchScript module, whose layers cannot be looked into; pass the torch.nn.Module that "
+                "was scripted or traced"
+            )
+        if type(inner).__module__.startswith(_QUANTIZED):
+            raise UnsupportedModelError(
+                f"{what} ({type(inner).__name__}) is quantized already, by torch itself; pass the float model"
+            )
     for path, inner in module.named_modules():
         what = f"the module {path!r} of the model"
         if inner.training:
-            raise UnsupportedModelError(_TRAINING.format(what=what))
+            raise UnsupportedModelError(
+                _TRAINING.format(what=what if path else f"the model {type(module).__name__}")
+            )
         if any(torch.nn.parameter.is_lazy(tensor) for tensor in (*_own(inner._parameters), *_own(inner._buffers))):
             raise UnsupportedModelError(
                 f"{what} ({type(inner).__name__}) has parameters without a shape: lazy modules get them in their first "
@@ -48,6 +57,28 @@ def refuse_module(module: Any) -> None:
                 f"{what} ({type(inner).__name__}) has divisor_override={inner.divisor_override}, which no exporter "
                 "keeps, as ONNX has no such option; leave it out, and multiply the output by a constant instead"
             )
+        if isinstance(inner, torch.nn.LSTM) and inner.proj_size:
+            raise UnsupportedModelError(
+                f"{what} (LSTM) has proj_size={inner.proj_size}, which no exporter keeps, as ONNX has no such option; "
+                "use an LSTM without it, and a Linear behind it"
+            )
+
+
+def refuse_training_program(program: Any) -> None:
+    """Refuse an exported program whose normalizations work as in training.
+
+    Raises:
+        UnsupportedModelError: there is such an operator.
+    """
+    for node in program.graph.nodes:
+        if node.op != "call_function" or "batch_norm" not in str(node.target):
+            continue
+        schema = getattr(node.target, "_schema", None)
+        names = [argument.name for argument in schema.arguments] if schema is not None else []
+        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        # Without running statistics, those of each batch are what the module uses in any case.
+        if given.get("training") is True and given.get("running_mean") is not None:
+            raise UnsupportedModelError(_TRAINING.format(what="the exported program"))
 
 
 def _own(tensors: dict[str, Any]) -> list[Any]:

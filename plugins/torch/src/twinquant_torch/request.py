@@ -59,8 +59,11 @@ def check_request(request: ExportRequest, outputs: Sequence[torch.Tensor] | None
         ArgumentError: the operator set is too old, names are too few, too many or given twice, or an axis is none of
             its tensor's.
     """
-    if request.opset is not None and request.opset < OLDEST_OPSET:
-        raise ArgumentError(f"opset: must be {OLDEST_OPSET} or newer, got {request.opset}")
+    if request.opset is not None:
+        if isinstance(request.opset, bool) or not isinstance(request.opset, int):
+            raise ArgumentError(f"opset: must be a whole number, got {request.opset!r}")
+        if request.opset < OLDEST_OPSET:
+            raise ArgumentError(f"opset: must be {OLDEST_OPSET} or newer, got {request.opset}")
     counts = {
         "input_names": (request.input_names, len(request.tensors), "the example inputs hold {} tensor(s)"),
         "output_names": (request.output_names, None if outputs is None else len(outputs), "the model has {} output(s)"),
@@ -68,6 +71,8 @@ def check_request(request: ExportRequest, outputs: Sequence[torch.Tensor] | None
     for option, (names, count, what) in counts.items():
         if isinstance(names, str):
             raise ArgumentError(f"{option}: must be a list of names, got the text {names!r}; write [{names!r}]")
+        if names is not None and not all(isinstance(name, str) and name for name in names):
+            raise ArgumentError(f"{option}: must be a list of names, each a text with letters, got {list(names)!r}")
         if names is not None and count is not None and len(names) != count:
             raise ArgumentError(
                 f"{option}: there are {len(names)} ({', '.join(map(repr, names))}), but {what.format(count)}; give a "
@@ -89,9 +94,23 @@ def check_request(request: ExportRequest, outputs: Sequence[torch.Tensor] | None
     _check_axes(request, outputs)
 
 
+def _check_form(dynamic_axes: Any) -> None:
+    """Refuse what is not of the form `{"input": {0: "n"}}` or `{"input": [0]}`."""
+    wanted = 'must say which axes of which input have any length, such as {"input": {0: "n"}} or {"input": [0]}'
+    if not isinstance(dynamic_axes, Mapping):
+        raise ArgumentError(f"dynamic_axes: {wanted}, got {dynamic_axes!r}")
+    for name, axes in dynamic_axes.items():
+        given = axes if isinstance(axes, (Mapping, list, tuple)) else None
+        if given is None or not all(isinstance(axis, int) and not isinstance(axis, bool) for axis in given):
+            raise ArgumentError(f"dynamic_axes: {wanted}, got {axes!r} for {name!r}")
+        if isinstance(axes, Mapping) and not all(isinstance(label, str) for label in axes.values()):
+            raise ArgumentError(f"dynamic_axes: {wanted}, got {axes!r} for {name!r}: names of axes are texts")
+
+
 def _check_axes(request: ExportRequest, outputs: Sequence[torch.Tensor] | None) -> None:
     if not request.dynamic_axes:
         return
+    _check_form(request.dynamic_axes)
     tensors = dict(zip(input_names(request), request.tensors, strict=True))
     if request.output_names and outputs is not None:
         tensors |= dict(zip(request.output_names, outputs, strict=True))

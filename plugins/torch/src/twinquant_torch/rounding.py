@@ -16,12 +16,12 @@ from twinquant.numerics import quantize_activation, reciprocal_scale
 from twinquant.records import LayerRecord, RecordSet
 from twinquant.registry import RunBatch, Tap
 from twinquant_onnx.float_weights import replace_weights
-from twinquant_onnx.layers import analyse
+from twinquant_onnx.layers import LoadedModel, analyse
 from twinquant_onnx.modified.balancing import divide_activations
 from twinquant_torch.adaround import AdaParams, adaround_weight
 from twinquant_torch.graph import TorchGraph
 from twinquant_torch.graph_run import run_graph
-from twinquant_torch.hooks import is_observable, register
+from twinquant_torch.hooks import is_trainable, register
 from twinquant_torch.inputs import Call
 from twinquant_torch.tensors import to_array
 from twinquant_torch.weights import layer_with_weights
@@ -74,7 +74,7 @@ def round_weights(
             params,
         )
         trained[name] = to_array(weight)
-    return graph.changed(replace_weights(graph.model, trained))
+    return graph.edited(lambda model: replace_weights(model, trained))
 
 
 def check_trainable(graph: TorchGraph, settings: Mapping[str, LayerConfig]) -> None:
@@ -96,7 +96,7 @@ def check_trainable(graph: TorchGraph, settings: Mapping[str, LayerConfig]) -> N
         assert graph.origin is not None  # see above
         path = graph.named.modules.get(name)
         module = None if path is None else graph.origin.module.get_submodule(path)
-        if module is None or not is_observable(module) or "weight" not in module._parameters:
+        if module is None or not is_trainable(module):
             raise ConfigError(
                 f"layer {name!r}: ada_quantize trains layers that are modules of their own with torch's own forward, "
                 "padded with zeros, whose weight is a parameter; use arq_quantize",
@@ -133,11 +133,17 @@ def _samples(
 
 def _run_trained(graph: TorchGraph, trained: Mapping[str, npt.NDArray[Any]], name: str, records: RecordSet) -> RunBatch:
     """Return what computes a layer's input where the layers before it have trained weights."""
-    model = replace_weights(graph.model, trained)
+    # As it is now: more layers are trained later.
+    weights = dict(trained)
     factors = {n: r.tensor_balance_factor for n, r in records.records.items() if r.tensor_balance_factor.size}
-    if factors:
-        model = analyse(divide_activations(model, {n: f for n, f in factors.items() if n != name}))
-    return run_graph(model, [Tap(name)])
+
+    def edit(model: LoadedModel) -> LoadedModel:
+        model = replace_weights(model, weights)
+        if factors:
+            model = analyse(divide_activations(model, {n: f for n, f in factors.items() if n != name}))
+        return model
+
+    return run_graph(graph.edited(edit), [Tap(name)])
 
 
 def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:

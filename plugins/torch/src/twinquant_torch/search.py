@@ -47,11 +47,11 @@ def calibrate_for_accuracy(
         evaluator.calibration(module)  # type: ignore[arg-type]  # the vendor's evaluators get modules here
         outcome = module.calibration.require_complete()
         assert outcome.graph is not None  # it is no module of balance factors
-        layers = outcome.graph.layers
+        layers, origin = outcome.graph.layers, module.calibration.origin
 
         def metric_of(kept: RecordSet) -> Any:
             output = save_model(modified, kept, Path(scratch, "trial"), save_type="Fakequant", framework="onnx")
-            return evaluator.evaluate(TwinModule(output.fake_quant.model))  # type: ignore[arg-type]  # as above
+            return evaluator.evaluate(TwinModule(output.fake_quant.model, origin.layout, origin.output_spec))  # type: ignore[arg-type]  # as above
 
         kept = search_records(
             evaluator,

@@ -7,6 +7,7 @@ import copy
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -33,16 +34,19 @@ class WorkingCopy:
     @classmethod
     def of(cls, module: Any) -> WorkingCopy:
         """Copy a module: everything but the values of its parameters."""
-        try:
-            return cls(copy.deepcopy(module, _shared(module)), True)
-        except Exception as error:  # noqa: BLE001  deepcopy raises whatever the attributes of a module raise
-            _logger.info(
-                "%s cannot be copied (%s: %s): it is run itself, and its buffers are restored after that",
-                type(module).__name__,
-                type(error).__name__,
-                error,
-            )
-            return cls(module, False)
+        reason = _replaced_forward(module)
+        if not reason:
+            try:
+                return cls(copy.deepcopy(module, _shared(module)), True)
+            except Exception as error:  # noqa: BLE001  deepcopy raises whatever the attributes of a module raise
+                reason = f"{type(error).__name__}: {error}"
+        _logger.info(
+            "%s cannot be copied (%s): it is run itself, and its buffers are restored after that; counters and results "
+            "that it keeps as attributes are not",
+            type(module).__name__,
+            reason,
+        )
+        return cls(module, False)
 
     def anew(self) -> WorkingCopy:
         """Copy the copy, in the state that it is in now."""
@@ -69,6 +73,19 @@ def cloned(inputs: Any) -> Any:
     """Return arguments with tensors of their own: a module may change its inputs in place."""
     with torch.inference_mode(False):
         return pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, inputs)
+
+
+def _replaced_forward(module: Any) -> str:
+    """Tell which module has a forward that may hold on to the module itself, so that the forward of a copy ran that."""
+    for path, inner in module.named_modules():
+        forward = vars(inner).get("forward")
+        # Those that torch itself replaces, as in what torch.compile returns, are made anew for copies.
+        if forward is None or type(inner).__module__.startswith("torch."):
+            continue
+        bound = isinstance(forward, MethodType) and forward.__self__ is inner
+        if not bound or getattr(forward.__func__, "__closure__", None):
+            return f"the forward of {f'its module {path!r}' if path else 'this object'} was replaced by a function"
+    return ""
 
 
 def _shared(module: Any) -> dict[int, Any]:
