@@ -78,6 +78,8 @@ def expected(weight, layout, scale, bits, encoding, transpose=False):
         return q.astype(np.float32)
     if encoding is Encoding.DEQUANTIZED:
         return (q.astype(np.float32) * scales).astype(np.float32)
+    if encoding is Encoding.ROUNDED:
+        return (q.astype(np.float32) * scales).astype(weight.dtype)
     return flat_nibbles(q) if encoding is Encoding.ONNX_INT4 else q
 
 

@@ -112,14 +112,8 @@ def calibrate(
     _check_outputs(outputs, calibrated.inputs)
     if prepared_model is not None:
         _write_prepared(chosen, calibrated, Path(prepared_model))
-    elif calibrated.changed and not FRAMEWORK_RULES.get(chosen.name, FrameworkRules()).fused_when_saved:
-        _log.warning(
-            "the record %s is for the model with its normalizations folded and its weights balanced "
-            "(layers that differ: %d); save the twins from that model: write it with prepared_model "
-            "(--prepared-model), or call quantize",
-            path,
-            len(calibrated.changed),
-        )
+    elif not FRAMEWORK_RULES.get(chosen.name, FrameworkRules()).fused_when_saved:
+        _tell_of_changes(calibrated, path)
     _make_folder(path)
     write_record_file(calibrated.records, path)
     calibrated.checkpoint.discard()
@@ -198,6 +192,24 @@ def quantize(
     notify_saved(chosen.name, calibrated.plan, output)
     tell("done", 1.0)
     return QuantizeResult(output, calibrated.records, calibrated.manifest)
+
+
+def _tell_of_changes(calibrated: Calibrated, path: Path) -> None:
+    """Warn that the record is for another model than the user's, if it is."""
+    changes = {
+        "its normalizations folded": calibrated.folded,
+        "its weights balanced": calibrated.balanced,
+        "the rounding of its weights trained": calibrated.trained,
+    }
+    made = [what for what, layers in changes.items() if layers]
+    if made:
+        _log.warning(
+            "the record %s is for the model with %s (layers that differ: %d); save the twins from that model: write it "
+            "with prepared_model (--prepared-model), or call quantize",
+            path,
+            " and ".join(made),
+            len({layer for layers in changes.values() for layer in layers}),
+        )
 
 
 def _check_outputs(outputs: Sequence[Path], sources: Sequence[Any]) -> None:

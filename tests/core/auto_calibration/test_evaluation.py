@@ -41,7 +41,12 @@ def test_an_object_with_the_vendors_method_compares():
     assert choose_similarity(Difference())(np.array([1.0]), np.array([3.0])) == -2.0
 
 
-@pytest.mark.parametrize("sensitivity", ["cosine", 3])
+class Unmade:
+    def compare(self, original, quantized):
+        return 1.0
+
+
+@pytest.mark.parametrize("sensitivity", ["cosine", 3, Unmade])
 def test_anything_else_is_no_similarity(sensitivity):
     with pytest.raises(ArgumentError, match="sensitivity: must be 'CosineSimilarity'"):
         choose_similarity(sensitivity)
@@ -54,3 +59,15 @@ def test_an_evaluator_without_all_three_methods_cannot_be_made():
 
     with pytest.raises(TypeError, match="evaluate"):
         Half()
+
+
+@pytest.mark.parametrize("found", [None, "0.9", [0.5, 0.6], 1j, {}])
+def test_a_sensitivity_that_returns_no_number_is_an_error_that_shows_what_it_was(found):
+    similarity = choose_similarity(lambda first, second: found)
+    with pytest.raises(ArgumentError, match=r"sensitivity: must return a number for two arrays.*got"):
+        similarity(np.ones(2), np.ones(2))
+
+
+@pytest.mark.parametrize("found", [0.5, np.float32(0.5), np.array([0.5])])
+def test_a_sensitivity_may_return_any_kind_of_number(found):
+    assert choose_similarity(lambda first, second: found)(np.ones(2), np.ones(2)) == 0.5

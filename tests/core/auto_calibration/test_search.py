@@ -138,7 +138,14 @@ def test_a_function_is_a_strategy():
     assert choose_strategy(mine) is mine
 
 
-@pytest.mark.parametrize("strategy", ["binary", 3, None])
+class NeverBegun:
+    """Half of the vendor's form."""
+
+    def update_quant_config(self, metric_eval):
+        return None
+
+
+@pytest.mark.parametrize("strategy", ["binary", 3, None, OneMoreEachTime, NeverBegun()])
 def test_anything_else_is_no_strategy(strategy):
     with pytest.raises(ArgumentError, match=r"strategy: must be 'BinarySearch', a function.*got"):
         choose_strategy(strategy)
@@ -147,3 +154,68 @@ def test_anything_else_is_no_strategy(strategy):
 def test_an_infinite_loss_is_never_the_best():
     finite, infinite = Trial((), False, 2.0), Trial(("a",), False, math.inf)
     assert Search((infinite, finite), {}).best == finite
+
+
+@pytest.mark.parametrize("satisfied", [True, False])
+def test_a_loss_that_is_no_number_is_never_the_best(satisfied):
+    number, none = Trial(("a",), satisfied, 2.0), Trial(("b",), satisfied, math.nan)
+    assert Search((none, number), {}).best == number
+
+
+def test_a_similarity_that_is_no_number_ranks_first():
+    found = search_float_layers(lambda: {"a": 0.9, "b": math.nan, "c": 0.5}, Accuracy("b"), binary_search)
+    assert list(found.similarities) == ["b", "c", "a"]
+    assert found.best.float_layers == ("b",)
+
+
+class Answering:
+    """A strategy in the vendor's form that always gives one answer."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def initialize(self, ranking_info):
+        pass
+
+    def update_quant_config(self, metric_eval):
+        return self.answer
+
+
+def test_a_strategy_of_the_vendors_form_may_stop_at_once():
+    accuracy = Accuracy("a")
+    search(accuracy, choose_strategy(Answering(None)))
+    assert accuracy.asked == [[]]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"stop_flag": True},
+        {"roll_back_config": {"a": False}},
+        {"stop_flag": True, "roll_back_config": ["a"]},
+        {"stop_flag": True, "roll_back_config": {"a": "float"}},
+        3,
+    ],
+)
+def test_an_answer_of_another_form_is_an_error_that_shows_it(answer):
+    with pytest.raises(ArgumentError, match=r"update_quant_config must return \{\"stop_flag\".*got") as caught:
+        search(Accuracy("a"), choose_strategy(Answering(answer)))
+    assert repr(answer) in str(caught.value)
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+def test_an_unknown_layer_in_the_answer_is_an_error_with_close_names(quantized):
+    answer = {"stop_flag": True, "roll_back_config": {"conv_1": quantized}}
+    with pytest.raises(
+        ArgumentError, match=r"names 'conv_1', which is none of the quantized layers; did you mean 'conv1'"
+    ):
+        search_float_layers(lambda: {"conv1": 0.5}, Accuracy(["conv1"]), choose_strategy(Answering(answer)))
+
+
+def test_an_unknown_layer_of_a_function_is_an_error():
+    def mistaken(similarities, attempt):
+        attempt(["f"])
+
+    with pytest.raises(ArgumentError, match="strategy: asks for the layer 'f' in float, which is none"):
+        search(Accuracy("a"), mistaken)

@@ -105,6 +105,39 @@ def test_without_any_number_32_batches_are_used(toy, model, batches, tmp_path):
     assert twinquant.quantize(model, batches * 10, tmp_path / "net").manifest.batch_num == 32
 
 
+@pytest.mark.parametrize("name", ["config.json", "config.JSON", "config"])
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf", b"\n  "], ids=["plain", "BOM", "blanks"])
+def test_a_json_file_that_does_not_say_how_many_batches_stands_for_32(toy, model, batches, tmp_path, name, start):
+    (tmp_path / name).write_bytes(start + b'{"a": {"quant_enable": true}}')
+    result = twinquant.quantize(model, batches * 8, tmp_path / "net", config=tmp_path / name)
+    assert (result.manifest.batch_num, list(result.records.records)) == (32, ["a"])
+
+
+def test_a_simplified_configuration_is_known_by_its_name_or_its_content(toy, model, batches, tmp_path):
+    for name in ("config.cfg", "config.prototxt"):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbfbatch_num: 4")
+        result = twinquant.quantize(model, batches, tmp_path / "net", config=tmp_path / name)
+        assert result.manifest.batch_num == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.json", "", r"config\.json, \$: the file is empty"),
+        ("config.json", "\ufeff \n", r"config\.json, \$: the file is empty"),
+        ("config.json", "[]", r"config\.json, \$: must be an object of settings and layers, got \[\]"),
+        ("config", "[]", r"config, \$: must be an object of settings and layers, got \[\]"),
+        ("config.json", "batch_num: 4", r"config\.json, line 1, column 1: not JSON"),
+    ],
+)
+def test_a_file_that_holds_something_else_is_an_error_in_the_words_of_its_kind(
+    toy, model, batches, tmp_path, name, text, message
+):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        twinquant.quantize(model, batches, tmp_path / "net", config=tmp_path / name)
+
+
 def test_a_missing_configuration_is_an_error_that_names_it(toy, model, batches, tmp_path):
     with pytest.raises(ConfigError, match=r"nothing\.json' cannot be read"):
         twinquant.quantize(model, batches, tmp_path / "net", config=tmp_path / "nothing.json")

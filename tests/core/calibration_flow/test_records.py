@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import twinquant
+from twinquant.config import QuantConfig, create_config
 from twinquant.errors import ArgumentError, CalibrationError, CapabilityError, ConfigError, DataError, OutputPathError
+from twinquant.plan import LayerInfo, LayerKind
 from twinquant.records import parse_record_file
 from twinquant.registry import ModelInput
 
@@ -111,11 +115,32 @@ def test_the_model_that_the_record_is_for_can_be_written(toy, model, batches, tm
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["prepared.toy"]
 
 
-def test_a_record_for_a_changed_model_is_a_warning_that_says_what_to_do(toy, model, batches, caplog):
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({}, "with its normalizations folded (layers that differ: 1)"),
+        (
+            {"do_fusion": False, "layers": {"b": {"dmq_migration_strength": 0.5}}},
+            "with its weights balanced (layers that differ: 1)",
+        ),
+        (
+            {"dmq_migration_strength": 0.5},
+            "with its normalizations folded and its weights balanced (layers that differ: 2)",
+        ),
+    ],
+)
+def test_a_record_for_a_changed_model_is_a_warning_that_says_what_changed_and_what_to_do(
+    toy, model, batches, caplog, config, told
+):
     with caplog.at_level(logging.WARNING):
-        calibrate(model, batches, batch_num=4)
-    assert "layers that differ: 1" in caplog.text
+        calibrate(model, batches, {**MINMAX, **config}, batch_num=4)
+    assert told in caplog.text
     assert "prepared_model" in caplog.text
+
+
+def test_a_record_for_the_users_own_model_is_no_warning(toy, model, batches, caplog):
+    calibrate(model, batches, {**MINMAX, "do_fusion": False}, batch_num=4)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("algorithm", ["minmax", "ifmr", "hfmg", "percentile", "entropy", "mse"])
@@ -278,12 +303,6 @@ def test_batches_beyond_those_wanted_are_not_asked_for(toy, model, batches):
     assert list(calibrate(model, endless(), {}, batch_num=4)) == ["a", "b"]
 
 
-def test_percentiles_that_differ_are_an_error(toy, model, batches):
-    config = {"activation_algorithm": "percentile", "max_percentile": 0.99, "min_percentile": 0.98}
-    with pytest.raises(ConfigError, match=r"layer 'a': max_percentile 0.99 and min_percentile 0.98 differ"):
-        calibrate(model, batches, config, batch_num=4)
-
-
 def test_training_the_rounding_is_an_error_that_names_the_layer(toy, model, batches):
     with pytest.raises(ConfigError, match="layer 'a': ada_quantize trains the rounding of weights"):
         calibrate(model, batches, {**MINMAX, "weight_algorithm": "ada_quantize"}, batch_num=4)
@@ -291,14 +310,110 @@ def test_training_the_rounding_is_an_error_that_names_the_layer(toy, model, batc
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("batch_num", 0), ("batch_num", 1.5), ("batch_num", "3"), ("batch_num", True), ("workers", 0)]
+    ("option", "value"),
+    [
+        *[("batch_num", value) for value in (0, 1.5, "3", True)],
+        *[("workers", value) for value in (0, -1, 2.0, "2", None, True, np.int64(0))],
+    ],
 )
-def test_impossible_numbers_are_an_error(toy, model, batches, option, value):
-    with pytest.raises(ArgumentError, match=rf"{option}: must be (a whole number )?above 0, got {value!r}"):
+def test_impossible_numbers_are_an_error_before_the_model_is_loaded(toy, model, batches, option, value, monkeypatch):
+    if option == "workers":
+        monkeypatch.setattr(toy, "load", lambda _: pytest.fail("the model was loaded"))
+    with pytest.raises(
+        ArgumentError, match=rf"{option}: must be a whole number above 0.*, got {re.escape(repr(value))}"
+    ):
         calibrate(model, batches, **{option: value})
+
+
+def test_numbers_of_numpy_are_numbers_of_workers_and_batches(toy, model, batches):
+    assert list(calibrate(model, batches, workers=np.int64(1), batch_num=np.int64(4))) == ["a", "b"]
 
 
 def test_a_plugin_that_cannot_calibrate_is_an_error(toy, model, batches):
     toy.capabilities = frozenset()
     with pytest.raises(CapabilityError, match="the toy plugin cannot calibrate"):
         calibrate(model, batches)
+
+
+@pytest.mark.parametrize("asymmetric", [True, False])
+def test_an_activation_too_small_for_a_scale_is_a_warning_that_names_its_layers(
+    toy, model, batches, caplog, asymmetric
+):
+    # 4 * 1e-6 / 127 is below 1.19e-7, as 8 * 1e-6 / 255 is.
+    small = [batch.clip(-4, 4) * np.float32(1e-6) for batch in batches]
+    record = calibrate(model, small, {**MINMAX, "asymmetric": asymmetric}, batch_num=4)["a"]
+    assert record.scale_d == 1.0
+    (warned,) = [line.getMessage() for line in caplog.records if "too close to 0" in line.getMessage()]
+    assert warned.startswith("layers 'a', 'b': the values of the activation lie between -")
+    assert "e-06" in warned
+
+
+def test_an_activation_whose_scale_is_1_by_itself_is_no_warning(toy, model, caplog):
+    batch = np.array([[0.0, 100.0, 255.0]], np.float32)
+    assert calibrate(model, [batch], batch_num=1)["a"].scale_d == 1.0
+    assert not [line for line in caplog.records if "too close to 0" in line.getMessage()]
+
+
+UNQUANTIZABLE = [
+    LayerInfo("product", "Dense", LayerKind.GEMM, refusal="its weight is not constant"),
+    LayerInfo("square", "Dense", LayerKind.GEMM, refusal="its weight is not constant"),
+    LayerInfo("deep", "Conv", LayerKind.CONV, refusal="its weight has 7 axes"),
+]
+
+
+@pytest.fixture
+def with_unquantizable_layers(toy, monkeypatch):
+    layers = toy.layers
+    monkeypatch.setattr(toy, "layers", lambda graph: [*layers(graph), *UNQUANTIZABLE])
+
+
+def test_layers_that_cannot_be_quantized_are_told_with_their_reasons_in_one_warning(
+    toy, with_unquantizable_layers, model, batches, caplog
+):
+    calibrate(model, batches, {**MINMAX, "do_fusion": False}, batch_num=4)
+    assert [line.getMessage() for line in caplog.records] == [
+        "layers that cannot be quantized and stay float: 3: 'product', 'square': its weight is not constant; 'deep': "
+        "its weight has 7 axes"
+    ]
+
+
+def test_layers_that_the_configuration_skips_are_not_told(toy, with_unquantizable_layers, model, batches, caplog):
+    off = {"product": {"quant_enable": False}, "square": {"quant_enable": False}}
+    calibrate(model, batches, {**MINMAX, "do_fusion": False, "layers": off, "skip_layer_types": ["Conv"]}, batch_num=4)
+    assert not caplog.records
+
+
+def test_a_configuration_of_another_model_is_an_error(toy, model, batches):
+    other = create_config([LayerInfo("conv", "Conv", LayerKind.CONV, weight_shape=(2, 2, 1, 1))])
+    with pytest.raises(ConfigError, match=r"the QuantConfig, \$\.conv: neither a setting nor a layer of the model"):
+        calibrate(model, batches, other)
+
+
+def test_a_configuration_without_layers_is_an_error(toy, model, batches):
+    with pytest.raises(ConfigError, match="no layer is left to quantize"):
+        calibrate(model, batches, QuantConfig(batch_num=4))
+
+
+def test_layers_that_a_finished_configuration_leaves_out_stay_float(toy, model, batches):
+    config = create_config(toy.layers(None), batch_num=4)
+    assert list(calibrate(model, batches, replace(config, layers={"b": config.layers["b"]}))) == ["b"]
+
+
+@pytest.mark.parametrize("wrong", [{"num_bits": 5}, {"algorithm": "foo"}, {"search_step": 0.0}])
+def test_an_impossible_setting_of_a_finished_configuration_has_its_path(toy, model, batches, wrong):
+    config = create_config(toy.layers(None), batch_num=4)
+    layers = {
+        name: replace(layer, activation=replace(layer.activation, **wrong)) for name, layer in config.layers.items()
+    }
+    with pytest.raises(ConfigError) as caught:
+        calibrate(model, batches, replace(config, layers=layers))
+    name = {"algorithm": "act_algo"}.get(*wrong, *wrong)
+    assert caught.value.path == f"$.a.activation_quant_params.{name}"
+
+
+def test_a_model_in_which_fusion_leaves_nothing_to_quantize_is_an_error(toy, model, batches, monkeypatch):
+    layers, fuse = toy.layers, toy.fuse
+    monkeypatch.setattr(toy, "fuse", lambda graph, skip: ("fused", fuse(graph, skip)[1]))
+    monkeypatch.setattr(toy, "layers", lambda graph: [] if graph == "fused" else layers(graph))
+    with pytest.raises(ConfigError, match="no layer is left to quantize"):
+        calibrate(model, batches, batch_num=4)

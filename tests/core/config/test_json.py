@@ -236,3 +236,26 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
     with pytest.raises(OutputWriteError):
         write_config(create_config(TWO_LAYERS), tmp_path / "config.json")
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_file_that_is_nested_without_end_is_an_error(tmp_path):
+    lists, objects = "[" * 3000 + "]" * 3000, '{"a":' * 3000 + "1" + "}" * 3000
+    for text in ("[" * 100_000, '{"a":' * 100_000, lists, objects, f'{{"batch_num":{lists}}}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"config\.json, (\$: nested far too deeply|\$\.a: neither)"):
+            read_config(tmp_path / "config.json", TWO_LAYERS)
+
+
+def test_the_vendors_number_of_batches_holds_where_a_file_says_nothing(tmp_path):
+    (tmp_path / "config.json").write_text('{"conv1": {"quant_enable": true}}')
+    assert read_config(tmp_path / "config.json", TWO_LAYERS).batch_num == 1
+    assert read_config(tmp_path / "config.json", TWO_LAYERS, batch_num=7).batch_num == 7
+
+
+def test_percentiles_that_differ_are_an_error_with_a_path(error_of):
+    percentile = '"max_percentile":0.99,"min_percentile":0.98,"act_algo":"percentile","asymmetric":true'
+    start = VENDOR.index('"max_percentile"')
+    old = VENDOR[start : VENDOR.index("}", start)]
+    error = error_of(old, percentile)
+    assert error.path == "$.conv1.activation_quant_params.max_percentile"
+    assert "max_percentile 0.99 and min_percentile 0.98 differ" in str(error)

@@ -54,7 +54,10 @@ def test_another_algorithm_drops_the_settings_of_the_old_one(layers, tmp_path):
 
 
 def test_a_setting_that_the_algorithm_below_has_does_not_change_it(layers):
-    overrides = {"activation_algorithm": "percentile", "layers": {"stem": {"max_percentile": 0.9}}}
+    overrides = {
+        "activation_algorithm": "percentile",
+        "layers": {"stem": {"max_percentile": 0.9, "min_percentile": 0.9}},
+    }
     activation = create_config(layers, overrides=overrides).layers["stem"].activation
     assert (activation.algorithm, activation.max_percentile) == ("percentile", 0.9)
 
@@ -173,3 +176,28 @@ def test_fusion_can_be_skipped_for_convolutions_only(layers):
     config = create_config(layers, overrides={"skip_fusion_layers": ["stem", "up"]})
     assert config.skip_fusion_layers == ("stem", "up")
     assert "nothing is folded into 'fc', which is a Gemm" in str(error_of(layers, {"skip_fusion_layers": ["fc"]}))
+
+
+@pytest.mark.parametrize("step", [1e-300, 1e-9, 5.9e-5])
+def test_a_step_that_divides_the_range_into_too_many_is_an_error(layers, step):
+    error = error_of(layers, {"layers": {"stem": {"search_step": step}}})
+    assert error.path == "$.layers.stem.search_step"
+    assert "into more than 10,000 steps, too many to search: give a step of 6e-05 or more" in str(error)
+
+
+def test_ten_thousand_steps_are_allowed(layers):
+    # (1.3 - 0.7) / 10,000
+    assert create_config(layers, overrides={"search_step": 6e-5}).layers["stem"].activation.search_step == 6e-5
+
+
+@pytest.mark.parametrize("name", [1, None, ("stem",)])
+def test_a_layer_whose_name_is_no_text_is_an_error(layers, name):
+    error = error_of(layers, {"layers": {name: {}}})
+    assert error.path == "$.layers"
+    assert f"layers have names, got {name!r}" in str(error)
+
+
+def test_one_percentile_for_each_end_is_an_error_where_the_algorithm_takes_one_for_both(layers):
+    error = error_of(layers, {"activation_algorithm": "percentile", "min_percentile": 0.98})
+    assert error.path == "$.min_percentile"
+    assert "max_percentile 0.99999 and min_percentile 0.98 differ" in str(error)

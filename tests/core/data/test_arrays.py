@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -187,3 +190,62 @@ def test_what_is_no_data_is_an_error(opened, vector, data, error, message):
 def test_impossible_options_are_an_error(opened, vector, options, message):
     with pytest.raises(ArgumentError, match=message):
         opened(SAMPLES, vector, **options)
+
+
+@pytest.mark.parametrize("save", [np.save, np.savez_compressed], ids=["npy", "compressed npz"])
+def test_threads_that_share_a_source_each_get_their_batch(opened, tmp_path, save):
+    samples = np.repeat(np.arange(300, dtype=np.float32)[:, None], 500, axis=1)
+    path = tmp_path / ("samples.npy" if save is np.save else "samples.npz")
+    if save is np.save:
+        np.save(path, samples)
+    else:
+        np.savez_compressed(path, x=samples)
+    source = opened(path, [ModelInput("x", "float32", (None, 500))], batch_size=1)
+    numbers = np.random.default_rng(0).permutation(300).tolist() * 3
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            batches = list(threads.map(source.batch, numbers))
+    finally:
+        sys.setswitchinterval(interval)
+    for number, batch in zip(numbers, batches, strict=True):
+        np.testing.assert_array_equal(batch["x"], samples[number : number + 1])
+
+
+def test_a_source_that_is_in_use_can_be_sent_to_another_process(opened, vector, tmp_path):
+    np.save(tmp_path / "samples.npy", SAMPLES)
+    source = opened(tmp_path / "samples.npy", vector, batch_size=2)
+    source.batch(0)
+    copy = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(copy.batch(3)["x"], SAMPLES[6:8])
+    copy.close()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("mean", (100.0,)),
+        ("std", (50.0, 50.0, 50.0)),
+        ("size", (8, 8)),
+        ("channel_order", "BGR"),
+        ("layout", "NCHW"),
+        ("skip_broken", True),
+    ],
+)
+@pytest.mark.parametrize("form", ["array", "list", "generator", "npy", "folder"])
+def test_an_option_for_images_is_an_error_with_arrays(opened, vector, tmp_path, form, option, value):
+    np.save(tmp_path / "samples.npy", SAMPLES)
+    data = {
+        "array": SAMPLES,
+        "list": [SAMPLES],
+        "generator": iter([SAMPLES]),
+        "npy": tmp_path / "samples.npy",
+        "folder": tmp_path,
+    }[form]
+    with pytest.raises(ArgumentError, match=rf"^{option}: is for folders of images, .*and leave {option} out$"):
+        opened(data, vector, **{option: value})
+
+
+def test_options_for_images_at_their_defaults_say_nothing(opened, vector):
+    assert opened(SAMPLES, vector, mean=(0.0, 0.0, 0.0), std=1, batch_size=5).count == 2

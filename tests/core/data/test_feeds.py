@@ -97,10 +97,32 @@ def test_an_input_of_unknown_rank_takes_any_shape():
             ".astype('float32')",
         ),
         (ones(0, 3), "data, batch 4, input 'x': the data have shape [0, 3]: no value at all"),
+        (
+            np.array([None, 1.0], object),
+            "data, batch 4, input 'x': the data are Python objects (such as NoneType), the model takes float32; give "
+            "arrays of numbers",
+        ),
+        (
+            ones(5, 3, dtype=np.complex64),
+            "data, batch 4, input 'x': the data are complex64, the model takes float32; give real numbers, such as "
+            "their .real or their magnitude",
+        ),
+        (
+            np.array(["2024-01-01"], "datetime64[D]"),
+            "data, batch 4, input 'x': the data are datetime64[D], the model takes float32; give numbers",
+        ),
+        (
+            np.array(["1.5"]),
+            "data, batch 4, input 'x': the data are str96, the model takes float32; give numbers",
+        ),
+        (None, "data, batch 4, input 'x': the data are Python objects (such as NoneType), the model takes float32"),
         ("a word", "data, batch 4, input 'x': cannot become an array: 'a word' is text; give arrays"),
         ([[1.0], [1.0, 2.0]], "data, batch 4, input 'x': cannot become an array"),
     ],
-    ids=["letters", "name", "no name", "absent", "shape", "rank", "type", "empty", "text", "ragged"],
+    ids=[
+        *("letters", "name", "no name", "absent", "shape", "rank", "type", "empty", "objects", "complex", "dates"),
+        *("texts", "none", "text", "ragged"),
+    ],
 )
 def test_a_batch_that_does_not_fit_is_an_error_that_names_the_input_and_both_sides(item, message):
     with pytest.raises(DataError, match=f"^{re.escape(message)}"):
@@ -111,3 +133,48 @@ def test_a_batch_that_does_not_fit_is_an_error_that_names_the_input_and_both_sid
 def test_too_few_arrays_for_the_inputs_are_an_error_that_names_the_inputs(item):
     with pytest.raises(DataError, match=r"the model has 2 inputs, 'x', 'ids'; give a dict of arrays by input name"):
         make_feeds(item, [X, IDS], "batch")
+
+
+class BFloat16Tensor:
+    """As a torch tensor of a type that NumPy lacks."""
+
+    def detach(self):
+        return self
+
+    def cpu(self):
+        return self
+
+    def numpy(self):
+        raise TypeError("Got unsupported ScalarType BFloat16")
+
+
+def test_a_tensor_of_a_type_that_numpy_lacks_is_an_error_that_says_what_to_do():
+    with pytest.raises(DataError, match=r"ScalarType BFloat16; convert it with \.float\(\)"):
+        make_feeds(BFloat16Tensor(), [X], "batch")
+
+
+PAST = ModelInput("past", "float32", ("N", "words", 6))
+
+
+def test_an_input_may_be_empty_where_another_one_has_values():
+    feeds = make_feeds({"x": ones(2, 3), "past": ones(2, 0, 6)}, [X, PAST], "batch")
+    assert feeds["past"].shape == (2, 0, 6)
+
+
+@pytest.mark.parametrize(
+    ("item", "name"),
+    [
+        ({"x": ones(0, 3), "past": ones(0, 4, 6)}, "x"),
+        ({"x": ones(2, 3), "past": ones(0, 4, 6)}, "past"),
+        ({"x": ones(0, 3), "past": ones(2, 0, 6)}, "x"),
+    ],
+    ids=["no sample", "no sample of one input", "no value"],
+)
+def test_a_batch_without_a_sample_is_an_error_that_names_the_input(item, name):
+    with pytest.raises(DataError, match=rf"input '{name}': the data have shape \[0, .*: no value at all"):
+        make_feeds(item, [X, PAST], "batch")
+
+
+def test_a_batch_without_any_value_is_an_error():
+    with pytest.raises(DataError, match=r"input 'past': the data have shape \[2, 0, 6\]: no value at all"):
+        make_feeds(ones(2, 0, 6), [PAST], "batch")

@@ -102,3 +102,8 @@ def test_an_accumulator_beyond_int32_is_noted(largest, noted):
 
 def test_the_largest_difference_of_empty_arrays_is_zero():
     assert largest_difference(np.zeros((0, 3)), np.zeros((0, 3))) == 0.0
+
+
+@pytest.mark.parametrize(("one", "other", "expected"), [(3.0, 3.5, 0.5), (np.nan, np.nan, 0.0), (1.0, np.nan, np.inf)])
+def test_a_single_number_is_compared_like_any_array(one, other, expected):
+    assert largest_difference(np.array(one, np.float32), np.array(other, np.float32)) == expected

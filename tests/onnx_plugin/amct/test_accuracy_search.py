@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import twinquant
-from twinquant.errors import ArgumentError, CalibrationError, RecordFileError
+from twinquant.errors import ArgumentError, CalibrationError
 from twinquant.records import parse_record_file
 from twinquant_onnx import amct
 
@@ -174,6 +174,16 @@ def test_an_accuracy_that_no_trial_holds_is_an_error_after_the_report(search, tm
         search(Evaluator(1e-9))
     assert not any(trial["satisfied"] for trial in report(tmp_path)["trials"])
     assert not list((tmp_path / "out").glob("*.onnx"))
+    assert (tmp_path / "record.txt").read_text() == ""  # no layer is quantized in the end
+
+
+def test_layers_in_float_have_their_float_weights(search):
+    folder = search(Evaluator(0.1))
+    _, weights = chain()
+    for flavor in ("fake_quant", "deploy"):
+        graph = onnx.load(folder / "out" / f"m_{flavor}_model.onnx").graph
+        (second,) = (onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name == "w2")
+        np.testing.assert_array_equal(second, weights["w2"])
 
 
 def test_an_interruption_keeps_the_best_trial(search):
@@ -202,8 +212,34 @@ def test_a_strategy_of_the_vendors_form_is_followed(search):
 
 
 def test_too_few_batches_in_the_evaluators_calibration_are_counted(search):
-    with pytest.raises(RecordFileError, match="1 of 2 batches seen"):
+    with pytest.raises(CalibrationError) as caught:
         search(Evaluator(0.1, batches=1))
+    assert "model_evaluator.calibration ran 1 of 2 batches" in str(caught.value)
+    assert "/" not in str(caught.value)  # no path: what there was is gone
+
+
+@pytest.mark.parametrize("swallow", [False, True])
+def test_batches_that_give_no_factors_are_told_with_the_layer(search, swallow):
+    class Zeros(Evaluator):
+        def calibration(self, modified_model_file):
+            self.data = [np.zeros_like(batch) for batch in self.data]
+            try:
+                super().calibration(modified_model_file)
+            except Exception:
+                if not swallow:
+                    raise
+
+    with pytest.raises(CalibrationError, match=r"model_evaluator\.calibration: every value .* 'first': 0"):
+        search(Zeros(0.1))
+
+
+def test_an_error_of_the_evaluators_own_calibration_is_left_alone(search):
+    class Broken(Evaluator):
+        def calibration(self, modified_model_file):
+            raise LookupError("no pictures")
+
+    with pytest.raises(LookupError, match="no pictures"):
+        search(Broken(0.1))
 
 
 def test_an_evaluator_that_refuses_the_original_is_refused(search):

@@ -66,3 +66,22 @@ def test_an_unknown_layer_to_skip_is_refused_with_a_hint(tmp_path, model):
 def test_a_missing_model_is_refused(tmp_path):
     with pytest.raises(ModelFileError, match="there is no file"):
         amct.create_quant_config(tmp_path / "c.json", tmp_path / "none.onnx")
+
+
+def test_the_model_and_the_definition_are_not_overwritten(tmp_path, model):
+    before = model.read_bytes()
+    with pytest.raises(OutputPathError, match="would replace an input"):
+        amct.create_quant_config(model, model)
+    assert model.read_bytes() == before
+    (tmp_path / "simple.cfg").write_text("batch_num: 4")
+    with pytest.raises(OutputPathError, match="would replace an input"):
+        amct.create_quant_config(tmp_path / "simple.cfg", model, config_defination=tmp_path / "simple.cfg")
+
+
+def test_the_external_weights_are_not_overwritten(tmp_path, kit):
+    model = tmp_path / "model.onnx"
+    onnx.save(kit.convolutions(), model, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    before = (tmp_path / "weights.bin").read_bytes()
+    with pytest.raises(OutputPathError, match="would replace an input"):
+        amct.create_quant_config(tmp_path / "weights.bin", model)
+    assert (tmp_path / "weights.bin").read_bytes() == before

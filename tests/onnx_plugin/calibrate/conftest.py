@@ -48,18 +48,24 @@ def tensors(model: onnx.ModelProto, names: Sequence[str], feeds: Mapping[str, np
     return dict(zip(names, session.run(list(names), dict(feeds)), strict=True))
 
 
-def ifmr(values: np.ndarray) -> tuple[float, int]:
-    """The definition of IFMR for 8 bits with an offset, literally, with every value at hand."""
+def ifmr(values: np.ndarray, num_bits: int = 8, *, asymmetric: bool = True) -> tuple[float, int]:
+    """The definition of IFMR, literally, with every value at hand."""
     ordered = np.sort(values.astype(np.float64).reshape(-1))
     rank = ordered.size - int(0.999999 * ordered.size)
     high, low = max(ordered[-rank], 0.0), min(ordered[rank - 1], 0.0)
     best = (np.inf, 1.0, 0)
     for factor in np.arange(0.7, 1.3, 0.01):
-        scale = (high * factor - low) / 255
+        if asymmetric:
+            first, last = low, high * factor
+            scale = (last - first) / (2**num_bits - 1)
+        else:
+            last = max(high, -low) * factor
+            first = -last
+            scale = last / (2 ** (num_bits - 1) - (1 if high >= -low else 0))
         scale = scale if scale >= 1.19e-7 else 1.0
-        error = np.mean((np.rint(np.clip(ordered, low, high * factor) / scale) * scale - ordered) ** 2)
+        error = np.mean((np.rint(np.clip(ordered, first, last) / scale) * scale - ordered) ** 2)
         if error < best[0]:
-            best = (error, scale, int(-np.rint(low / scale) - 128))
+            best = (error, scale, int(-np.rint(low / scale) - 2 ** (num_bits - 1)) if asymmetric else 0)
     return best[1], best[2]
 
 

@@ -42,6 +42,37 @@ def test_the_record_is_what_the_definitions_give_with_every_value_at_hand(networ
         np.testing.assert_allclose(records[layer].scale_w, scale, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("num_bits", "asymmetric"), [(8, True), (8, False), (16, True), (16, False)])
+@pytest.mark.parametrize("shape", ["both sides", "after a Relu", "mostly negative"])
+def test_one_batch_of_a_known_activation_gives_the_candidate_of_the_definition(
+    network, network_file, tmp_path, num_bits, asymmetric, shape
+):
+    x = {"both sides": network.x, "after a Relu": network.x.clip(0), "mostly negative": network.x - 1}[shape]
+    config = {"layers": {"conv1": {"activation_bits": num_bits, "asymmetric": asymmetric}}}
+    record = twinquant.calibrate(network_file, [x], tmp_path / "r.txt", config=config, batch_num=1).records["conv1"]
+    scale, offset = ifmr(x, num_bits, asymmetric=asymmetric)
+    assert record.scale_d == pytest.approx(scale, rel=1e-4)
+    assert abs(record.offset_d - offset) <= 1
+
+
+def test_one_batch_of_a_balanced_activation_gives_the_factors_and_the_candidate_of_the_definition(
+    network, network_file, tmp_path
+):
+    config = {"layers": {"fc": {"dmq_migration_strength": 0.3}}}
+    record = twinquant.calibrate(
+        network_file, [network.x], tmp_path / "r.txt", config=config, batch_num=1, prepared_model=tmp_path / "p"
+    ).records["fc"]
+    read = tensors(network.model, ["f"], {"x": network.x})["f"]
+    factors = np.abs(read).max(axis=0) ** 0.3 / np.abs(network.constants["fc.w"]).max(axis=0) ** 0.7
+    np.testing.assert_allclose(record.tensor_balance_factor, factors, rtol=1e-4)
+    scale, offset = ifmr(read / factors)
+    assert record.scale_d == pytest.approx(scale, rel=1e-4)
+    assert abs(record.offset_d - offset) <= 1
+    weight = network.constants["fc.w"] * factors
+    expected = weight.max() / 127 if weight.max() >= -weight.min() else -weight.min() / 128
+    np.testing.assert_allclose(record.scale_w, [expected], rtol=1e-4)
+
+
 def test_the_twins_agree_and_are_close_to_float(network, network_file, tmp_path):
     result = twinquant.quantize(network_file, network.x, tmp_path / "out" / "net", batch_num=6)
     assert result.manifest.folded_layers == ("conv1",)

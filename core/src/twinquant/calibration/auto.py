@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from twinquant.config.settings import suggestion
 from twinquant.errors import ArgumentError
 
 __all__ = ["Search", "Strategy", "Trial", "binary_search", "choose_strategy", "search_float_layers"]
@@ -49,8 +53,13 @@ class Search:
         """The accurate trial with the fewest layers in float; where none is accurate, the one that loses least."""
         accurate = [trial for trial in self.trials if trial.satisfied]
         if accurate:
-            return min(accurate, key=lambda trial: (len(trial.float_layers), trial.loss))
-        return min(self.trials, key=lambda trial: trial.loss)
+            return min(accurate, key=lambda trial: (len(trial.float_layers), _comparable(trial.loss)))
+        return min(self.trials, key=lambda trial: _comparable(trial.loss))
+
+
+def _comparable(loss: float) -> float:
+    """Return a loss that can be compared: NaN is worse than any number."""
+    return math.inf if math.isnan(loss) else loss
 
 
 Attempt = Callable[[Collection[str]], Trial]
@@ -81,12 +90,18 @@ def search_float_layers(
 
     Raises:
         KeyboardInterrupt: there was one before the first trial was through.
+        ArgumentError: the strategy names a layer that is none of the ranked ones.
     """
     trials: dict[frozenset[str], Trial] = {}
     ranking: dict[str, float] = {}
 
     def attempt(float_layers: Collection[str]) -> Trial:
         chosen = frozenset(float_layers)
+        for name in sorted(chosen - ranking.keys(), key=str):
+            raise ArgumentError(
+                f"strategy: asks for the layer {name!r} in float, which is none of the quantized ones; "
+                f"{suggestion(str(name), list(ranking))}"
+            )
         if chosen not in trials:
             satisfied, loss = evaluate(chosen)
             trials[chosen] = Trial(tuple(name for name in ranking if name in chosen), satisfied, loss)
@@ -98,7 +113,8 @@ def search_float_layers(
     stopped = False
     try:
         if not attempt(()).satisfied:
-            ranking.update(sorted(similarities().items(), key=lambda item: item[1]))
+            # A similarity that is no number says that nothing is left of the output.
+            ranking.update(sorted(similarities().items(), key=lambda item: -_comparable(-item[1])))
             strategy(ranking, attempt)
     except KeyboardInterrupt:
         if not trials:
@@ -136,7 +152,7 @@ def choose_strategy(strategy: Any) -> Strategy:
     Args:
         strategy: a name, a function, or an object with the vendor's two methods: `initialize(similarities)` and
             `update_quant_config((satisfied, loss))`, which returns `{"stop_flag": bool, "roll_back_config": {layer:
-            whether it is quantized}}`.
+            whether it is quantized}}`, or None to stop.
 
     Raises:
         ArgumentError: it is nothing of this.
@@ -144,7 +160,9 @@ def choose_strategy(strategy: Any) -> Strategy:
     if isinstance(strategy, str):
         if strategy in _STRATEGIES:
             return _STRATEGIES[strategy]
-    elif hasattr(strategy, "update_quant_config"):
+    elif isinstance(strategy, type):
+        pass  # an instance is meant, which only the user can make
+    elif all(callable(getattr(strategy, method, None)) for method in ("initialize", "update_quant_config")):
         return _vendor_strategy(strategy)
     elif callable(strategy):
         chosen: Strategy = strategy
@@ -162,9 +180,34 @@ def _vendor_strategy(strategy: Any) -> Strategy:
         stop = False
         while not stop:
             answer = strategy.update_quant_config((trial.satisfied, trial.loss))
-            if not answer:
+            if answer is None:
                 return
-            stop = bool(answer["stop_flag"])
-            trial = attempt([name for name, quantized in answer["roll_back_config"].items() if not quantized])
+            stop, float_layers = _read_answer(answer, similarities)
+            trial = attempt(float_layers)
 
     return search
+
+
+def _read_answer(answer: Any, layers: Collection[str]) -> tuple[bool, list[str]]:
+    """Return whether a vendor's strategy wants to stop, and which layers are tried in float before.
+
+    Raises:
+        ArgumentError: the answer is not of the vendor's form, or names a layer that is none of `layers`.
+    """
+    if not (
+        isinstance(answer, Mapping)
+        and {"stop_flag", "roll_back_config"} <= answer.keys()
+        and isinstance(answer["roll_back_config"], Mapping)
+        and all(isinstance(quantized, (bool, np.bool_)) for quantized in answer["roll_back_config"].values())
+    ):
+        raise ArgumentError(
+            'strategy: update_quant_config must return {"stop_flag": whether to stop, "roll_back_config": {layer: True '
+            f"if it is quantized, else False}}}}, or None to stop at once, got {answer!r}"
+        )
+    for name in answer["roll_back_config"]:
+        if name not in layers:
+            raise ArgumentError(
+                f"strategy: the roll_back_config names {name!r}, which is none of the quantized layers; "
+                f"{suggestion(str(name), list(layers))}"
+            )
+    return bool(answer["stop_flag"]), [name for name, quantized in answer["roll_back_config"].items() if not quantized]

@@ -60,7 +60,8 @@ def search_records(
     """Find the layers that can be quantized, write the reports and the record, and return its records.
 
     The reports are written after every trial, the record after every one that is the best so far and accurate enough: a
-    search that is killed, or whose evaluator fails, leaves them behind.
+    search that is killed, or whose evaluator fails, leaves them behind. Until there is such a trial the record is
+    empty.
 
     Args:
         evaluator: the user's.
@@ -90,6 +91,8 @@ def search_records(
             write_record_file(_without(records, search.best.float_layers), record_file)
             write_final_config(config, search.best.float_layers, folder)
 
+    # Calibration has filled it with the factors of all layers, which nothing says can be quantized together.
+    write_record_file(replace(records, records={}), record_file)
     search = search_float_layers(similarities, evaluate, strategy, note)
     best = search.best
     write_report(search, folder)

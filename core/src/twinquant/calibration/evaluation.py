@@ -61,16 +61,34 @@ def choose_similarity(sensitivity: Any) -> Similarity:
     Args:
         sensitivity: a name, a function, or an object with the vendor's method `compare(original, quantized)`.
 
+    Returns:
+        The similarity; one that returns no number is an ArgumentError when it is called.
+
     Raises:
         ArgumentError: it is nothing of this.
     """
     if isinstance(sensitivity, str):
         if sensitivity in _SIMILARITIES:
             return _SIMILARITIES[sensitivity]
-    elif callable(getattr(sensitivity, "compare", sensitivity)):
-        chosen: Similarity = getattr(sensitivity, "compare", sensitivity)
-        return chosen
+    elif not isinstance(sensitivity, type) and callable(getattr(sensitivity, "compare", sensitivity)):
+        return _checked(getattr(sensitivity, "compare", sensitivity))
     raise ArgumentError(
         f"sensitivity: must be {' or '.join(map(repr, _SIMILARITIES))}, a function, or an object with the method "
         f"compare, got {sensitivity!r}"
     )
+
+
+def _checked(compare: Callable[[npt.NDArray[Any], npt.NDArray[Any]], Any]) -> Similarity:
+    """Return a user's function whose results are numbers; arrays of one element are numbers, too."""
+
+    def similarity(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
+        found = compare(first, second)
+        try:
+            return float(np.asarray(found).astype(np.float64, casting="same_kind").item())
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(
+                "sensitivity: must return a number for two arrays, the smaller the more a layer suffers, "
+                f"got {found!r:.80}"
+            ) from error
+
+    return similarity

@@ -17,7 +17,7 @@ from twinquant.calibration.options import ObserverOptions
 from twinquant.calibration.percentile import PercentileObserver
 from twinquant.errors import ArgumentError
 
-__all__ = ["ALGORITHMS", "ObserverOptions", "make_observer", "restore_observer"]
+__all__ = ["ALGORITHMS", "ObserverOptions", "make_observer", "most_passes", "restore_observer"]
 
 ALGORITHMS: dict[str, type[Observer]] = {
     "ifmr": IfmrObserver,
@@ -38,6 +38,11 @@ def make_observer(options: ObserverOptions) -> Observer:
     if options.algorithm not in ALGORITHMS:
         raise ArgumentError(f"algorithm: got {options.algorithm!r}, expected one of {', '.join(ALGORITHMS)}")
     return ALGORITHMS[options.algorithm](options)
+
+
+def most_passes(options: ObserverOptions) -> int:
+    """Return how many passes over the data an observer may need, without making one."""
+    return len(ALGORITHMS[options.algorithm].stages)
 
 
 def restore_observer(options: ObserverOptions, state: Mapping[str, npt.NDArray[Any]]) -> Observer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,19 +11,20 @@ from typing import Any
 
 from twinquant.calibration.assemble import begin_records, complete_records
 from twinquant.calibration.batches import Batches
+from twinquant.calibration.check_ranges import check_ranges
 from twinquant.calibration.digests import digest_json
+from twinquant.calibration.factory import most_passes
 from twinquant.calibration.layer_weights import input_channel_maxima
 from twinquant.calibration.manifest import FileDigest, Manifest, digest_model, make_manifest, package_versions
 from twinquant.calibration.passes import Measurement, measure
 from twinquant.calibration.progress import Progress
 from twinquant.calibration.resume import Checkpoint
 from twinquant.calibration.settings import ConfigLike, check_supported, resolve_config, trained_layers
-from twinquant.calibration.shards import open_workers
-from twinquant.calibration.station import Station
-from twinquant.calibration.watches import plan_watches
+from twinquant.calibration.shards import check_workers, open_workers
+from twinquant.calibration.watches import Watch, plan_watches
 from twinquant.config import QuantConfig
 from twinquant.data import DataOptions, DataSource, open_data
-from twinquant.errors import ArgumentError, CalibrationError, CapabilityError
+from twinquant.errors import CapabilityError, ConfigError
 from twinquant.plan import QuantPlan, build_plan
 from twinquant.records import RecordSet
 from twinquant.registry import Capability, Framework
@@ -70,7 +70,9 @@ class Calibrated:
         plan: what they mean for the graph.
         manifest: what all this depended on.
         inputs: the files that were read.
-        changed: layers that differ from the user's: something was folded into them, or they were balanced or trained.
+        folded: layers that differ from the user's because something was folded into them.
+        balanced: layers whose weights were balanced.
+        trained: layers whose weights were rounded by training.
         checkpoint: the stored state, to be discarded when the results are safe.
     """
 
@@ -79,7 +81,9 @@ class Calibrated:
     plan: QuantPlan
     manifest: Manifest
     inputs: tuple[Path, ...]
-    changed: tuple[str, ...]
+    folded: tuple[str, ...]
+    balanced: tuple[str, ...]
+    trained: tuple[str, ...]
     checkpoint: Checkpoint
 
 
@@ -91,8 +95,7 @@ def run_calibration(framework: Framework, request: Request, tell: Progress) -> C
     """
     if Capability.CALIBRATE not in framework.capabilities:
         raise CapabilityError(f"the {framework.name} plugin cannot calibrate (in this version)")
-    if isinstance(request.workers, int) and request.workers < 1:
-        raise ArgumentError(f"workers: must be above 0, got {request.workers}")
+    request = replace(request, workers=check_workers(request.workers))
     tell("loading the model", 0.0)
     loaded = framework.load(request.model)
     config = resolve_config(request.config, framework.layers(loaded), request.batch_num)
@@ -101,6 +104,12 @@ def run_calibration(framework: Framework, request: Request, tell: Progress) -> C
     graph, folded = framework.fuse(loaded, config.skip_fusion_layers) if config.do_fusion else (loaded, ())
     layers = framework.layers(graph)
     watches = plan_watches(layers, config)
+    if not watches:
+        raise ConfigError(
+            "no layer is left to quantize: what the configuration enables cannot be quantized once normalizations are "
+            "folded into it; enable other layers, or switch that off (do_fusion)",
+            path="$",
+        )
     watched = {layer for watch in watches for layer in watch.layers}
     # Weights that cannot be quantized are told of before the data is gone through.
     begun = begin_records(framework, graph, [layer for layer in layers if layer.name in watched], config, {})
@@ -110,11 +119,15 @@ def run_calibration(framework: Framework, request: Request, tell: Progress) -> C
         return input_channel_maxima(framework.weight(graph, layer), f"layer {layer!r}")
 
     resumed = request.state_file is not None and request.state_file.exists()
-    several = bool(trained) or request.workers != 1 or any(Station(watch).most_passes > 1 for watch in watches)
+    several = bool(trained) or request.workers != 1 or any(map(_may_need_passes, watches))
     inputs = framework.model_inputs(graph)
     with (
         open_data(
-            request.data, inputs, request.options, batch_num=config.batch_num, repeated=several or resumed
+            framework.prepare_data(graph, request.data),
+            inputs,
+            request.options,
+            batch_num=config.batch_num,
+            repeated=several or resumed,
         ) as source,
         open_workers(request.workers) as workers,
     ):
@@ -134,7 +147,13 @@ def run_calibration(framework: Framework, request: Request, tell: Progress) -> C
         )
         stations, batches = measure(measurement, checkpoint, workers, lambda what, done: tell(what, 0.9 * done))
 
-        _tell_of_constants(stations, config.batch_num, allowed=request.allow_constant)
+        check_ranges(
+            stations,
+            config.batch_num,
+            allow_constant=request.allow_constant,
+            way_out="leave their layers out (skip_layers), or allow them (allow_constant=True, --allow-constant); "
+            "their factors say little then",
+        )
         tell("finding the scales of the weights", 0.9)
         balance = {station.watch.tap.layer: station.balance for station in stations if station.balance is not None}
         if balance:
@@ -163,33 +182,16 @@ def run_calibration(framework: Framework, request: Request, tell: Progress) -> C
             layers=len(records),
         ),
         inputs=(*framework.inputs(request.model, loaded), *_files(request.config), *_files(request.data)),
-        changed=tuple(dict.fromkeys((*folded, *balance, *trained))),
+        folded=tuple(folded),
+        balanced=tuple(balance),
+        trained=tuple(trained),
         checkpoint=checkpoint,
     )
 
 
-def _tell_of_constants(stations: Sequence[Station], batch_num: int, *, allowed: bool) -> None:
-    """Tell of activations that have no range: an error, or a warning each.
-
-    Raises:
-        CalibrationError: there are such activations, and they are not allowed; all of them are named.
-    """
-    constant = [station for station in stations if station.constant is not None]
-    if constant and not allowed:
-        listed = "; ".join(f"{station.watch.label}: {station.constant:g}" for station in constant)
-        raise CalibrationError(
-            f"every value of an activation is the same, in all {batch_num} batches, which gives no range: {listed}. "
-            "Check the data. Dead branches of a network have such activations: leave their layers out (skip_layers), "
-            "or allow them (allow_constant=True, --allow-constant); their factors say little then"
-        )
-    for station in constant:
-        _log.warning(
-            "%s: every value of the activation is %g, in all %d batches; that gives no range, and the factors say "
-            "little",
-            station.watch.label,
-            station.constant,
-            batch_num,
-        )
+def _may_need_passes(watch: Watch) -> bool:
+    """Tell whether a watch may need more than one pass."""
+    return watch.migration_strength is not None or most_passes(watch.options) > 1
 
 
 def _key(

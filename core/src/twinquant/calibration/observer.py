@@ -229,6 +229,11 @@ class Observer(ABC):
         """The value that every observed value has; None where they differ, or there is none."""
         return self._low if self._low == self._high else None
 
+    @property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest value that was observed; inf and -inf before any was."""
+        return self._low, self._high
+
     def fork(self) -> Observer:
         """Return an observer that is in the same pass and has taken nothing in it, to observe a part of the data."""
         twin = type(self)(self.options)

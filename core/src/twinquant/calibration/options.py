@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import Decimal
+from math import inf
 from typing import Literal
 
-from twinquant.config.parameters import ACTIVATION_DEFAULTS, BIN_COUNTS
+from twinquant.config.parameters import ACTIVATION_DEFAULTS, BIN_COUNTS, MOST_CANDIDATES, candidate_count
 from twinquant.config.quant_config import ActivationConfig
 from twinquant.errors import ArgumentError
 
@@ -29,7 +29,7 @@ class ObserverOptions:
         max_percentile: ifmr: the share of all values that lies at or below the upper limit, in (0.5, 1].
         min_percentile: ifmr: the share of all values that lies at or above the lower limit, in (0.5, 1].
         search_range: ifmr: the first and the last factor that the upper limit is multiplied by.
-        search_step: ifmr: the distance between two such factors, at most the length of the range.
+        search_step: ifmr: the distance between two such factors, 1/10,000 to 1 of the length of the range.
         num_of_bins: hfmg: bins of its histogram, one of 1024, 2048, 4096, 8192.
         percentile: percentile: the share of all values (symmetric: of their magnitudes) inside the range, in (0.5, 1].
 
@@ -55,13 +55,12 @@ class ObserverOptions:
             if not 0.5 < getattr(self, name) <= 1.0:
                 raise ArgumentError(f"{name}: got {getattr(self, name)!r}, expected a share above 0.5 and at most 1")
         first, last = self.search_range
-        if not 0.0 < first < last:
+        if not 0.0 < first < last < inf:
             raise ArgumentError(f"search_range: got {self.search_range!r}, expected two rising positive factors")
-        # The settings are decimal numbers: in binary, 1.0 - 0.9 is smaller than 0.1.
-        if not 0 < Decimal(str(self.search_step)) <= Decimal(str(last)) - Decimal(str(first)):
+        if not self.search_step > 0 or not 0 < candidate_count(self.search_range, self.search_step) <= MOST_CANDIDATES:
             raise ArgumentError(
                 f"search_step: got {self.search_step!r}, expected a positive step of at most {last - first:g}, the "
-                f"length of search_range {self.search_range!r}"
+                f"length of search_range {self.search_range!r}, and not below 1/{MOST_CANDIDATES} of it"
             )
         if self.num_of_bins not in BIN_COUNTS:
             raise ArgumentError(f"num_of_bins: got {self.num_of_bins!r}, expected one of {BIN_COUNTS}")

@@ -15,12 +15,10 @@ from twinquant.calibration.batches import errors_about, observe_batch, taps_of, 
 from twinquant.calibration.digests import digest_batch
 from twinquant.calibration.progress import Progress, Teller
 from twinquant.calibration.resume import Checkpoint, Snapshot
-from twinquant.calibration.shards import Shard, ShardResult, Workers
+from twinquant.calibration.shards import Shard, ShardResult, Subject, Workers
 from twinquant.calibration.station import Station
-from twinquant.calibration.watches import Watch
 from twinquant.data import DataSource
 from twinquant.errors import DataError
-from twinquant.registry import Framework
 from twinquant.registry.float_model import RunBatch, Tap
 
 __all__ = ["Measurement", "measure"]
@@ -29,29 +27,15 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Measurement:
+class Measurement(Subject):
     """What one calibration works on.
 
     Attributes:
-        framework: the framework.
         graph: the float model, fused.
-        model: its file or files, for workers; None: it has none.
-        fuse: whether it was fused.
-        skip_fusion: the layers that were left out of that.
-        watches: what is watched.
-        source: the data.
-        batch_num: how many batches are gone through.
         weight_maxima: gives the largest magnitude of a layer's weight for each input channel.
     """
 
-    framework: Framework
     graph: Any
-    model: str | tuple[str, ...] | None
-    fuse: bool
-    skip_fusion: tuple[str, ...]
-    watches: tuple[Watch, ...]
-    source: DataSource
-    batch_num: int
     weight_maxima: Callable[[str], npt.NDArray[np.float32]]
 
 
@@ -149,22 +133,18 @@ class _OnePass:
         left = [number for number in range(measurement.batch_num) if number not in done]
         parts = [tuple(left[start :: workers.count]) for start in range(min(workers.count, len(left)))]
         forks = tuple(station.fork().state() for station in self.active)
-        watches = tuple(station.watch for station in self.active)
+        subject = Subject(
+            framework=measurement.framework,
+            model=measurement.model,
+            fuse=measurement.fuse,
+            skip_fusion=measurement.skip_fusion,
+            watches=tuple(station.watch for station in self.active),
+            source=source,
+            batch_num=measurement.batch_num,
+        )
         session = uuid4().hex if workers.keep_model else None
         shards = [
-            Shard(
-                measurement.framework,
-                measurement.model,
-                measurement.fuse,
-                measurement.skip_fusion,
-                watches,
-                forks,
-                source,
-                part,
-                measurement.batch_num,
-                workers.threads,
-                session,
-            )
+            Shard(subject=subject, states=forks, numbers=part, threads=workers.threads, session=session)
             for part in parts
         ]
         for result in workers.observe(shards):

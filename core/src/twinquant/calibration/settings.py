@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from twinquant.config import LayerConfig, QuantConfig, create_config, read_config
+from twinquant.config import LayerConfig, QuantConfig, check_config, create_config, read_config
 from twinquant.errors import ArgumentError, ConfigError
 from twinquant.plan import LayerInfo
 from twinquant.plan.rules import FRAMEWORK_RULES, FrameworkRules
@@ -20,6 +21,7 @@ __all__ = ["ConfigLike", "check_supported", "resolve_config", "trained_layers"]
 ConfigLike = str | os.PathLike[str] | Mapping[str, Any] | QuantConfig | None
 
 _BATCH_NUM = 32
+_IS_JSON = {".json": True, ".cfg": False}
 
 
 def resolve_config(config: ConfigLike, layers: Sequence[LayerInfo], batch_num: int | None) -> QuantConfig:
@@ -92,17 +94,28 @@ def _is_whole(value: object) -> bool:
 
 def _read(config: ConfigLike, layers: Sequence[LayerInfo]) -> QuantConfig:
     if isinstance(config, QuantConfig):
-        return config
+        return check_config(config, layers, tell_of_refused=True)
     if config is None or isinstance(config, Mapping):
-        return create_config(layers, overrides=config, batch_num=_BATCH_NUM)
+        return create_config(layers, overrides=config, batch_num=_BATCH_NUM, tell_of_refused=True)
     if not isinstance(config, (str, os.PathLike)):
         raise ArgumentError(
             f"config: must be a path, a dict of overrides or a QuantConfig, got {type(config).__name__}"
         )
     path = Path(config)
+    if _is_json(path):
+        return read_config(path, layers, batch_num=_BATCH_NUM, tell_of_refused=True)
+    return create_config(layers, definition=path, batch_num=_BATCH_NUM, tell_of_refused=True)
+
+
+def _is_json(path: Path) -> bool:
+    """Tell by a file's name what it is, and by its content where the name says nothing.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
     try:
         with path.open("rb") as file:
-            is_json = file.read(4096).lstrip()[:1] == b"{"
+            start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
     except OSError as error:
         raise ConfigError(f"the configuration {str(path)!r} cannot be read: {error.strerror or error}") from error
-    return read_config(path, layers) if is_json else create_config(layers, definition=path, batch_num=_BATCH_NUM)
+    return _IS_JSON.get(path.suffix.lower(), start in (b"{", b"["))

@@ -12,17 +12,20 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
 
 from twinquant.calibration.batches import observe_batch, taps_of
 from twinquant.calibration.observer import State
 from twinquant.calibration.station import Station
 from twinquant.calibration.watches import Watch
 from twinquant.data import DataSource
-from twinquant.errors import CalibrationError
+from twinquant.errors import ArgumentError, CalibrationError
 from twinquant.registry import Framework
 from twinquant.registry.float_model import RunBatch
 
-__all__ = ["Shard", "ShardResult", "Workers", "observe_shard", "open_workers"]
+__all__ = ["Shard", "ShardResult", "Subject", "Workers", "check_workers", "observe_shard", "open_workers"]
 
 _SHARDS_OF_AN_ENGINE = 16
 _SHARDS_OF_A_PROCESS = 8
@@ -30,33 +33,44 @@ _SHARDS_OF_A_PROCESS = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """What is calibrated with what, as another process can be told.
+
+    Attributes:
+        framework: the framework, with its options.
+        model: the float model's file, or its files; None: it has none, and no other process can load it.
+        fuse: whether normalizations are folded into the layers before them.
+        skip_fusion: the layers into which nothing is folded.
+        watches: what is watched.
+        source: the data.
+        batch_num: how many batches are gone through.
+    """
+
+    framework: Framework
+    model: str | tuple[str, ...] | None
+    fuse: bool
+    skip_fusion: tuple[str, ...]
+    watches: tuple[Watch, ...]
+    source: DataSource
+    batch_num: int
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Shard:
     """Some batches of one pass.
 
     Attributes:
-        framework: the framework, with its options.
-        model: the float model's file, or its files.
-        fuse: what is normalized is folded into the layers first.
-        skip_fusion: the layers into which nothing is folded.
-        watches: what is watched.
+        subject: what is calibrated; its watches are those that this pass is for.
         states: what the stations of the watches start from: forks.
-        source: the data.
         numbers: which batches.
-        batch_num: how many batches there are in all.
         threads: threads of the framework's runtime; None: its own choice.
         session: a name that the shards of one pass have in common: the model that is opened for one of them is kept
             for the next one in the same process; None: nothing is kept.
     """
 
-    framework: Framework
-    model: str | tuple[str, ...]
-    fuse: bool
-    skip_fusion: tuple[str, ...]
-    watches: tuple[Watch, ...]
+    subject: Subject
     states: tuple[State, ...]
-    source: DataSource
     numbers: tuple[int, ...]
-    batch_num: int
     threads: int | None
     session: str | None = None
 
@@ -76,9 +90,12 @@ class ShardResult:
 
 def observe_shard(shard: Shard) -> ShardResult:
     """Load the model, go through the shard's batches and return what was accumulated."""
-    stations = [Station.restored(watch, state) for watch, state in zip(shard.watches, shard.states, strict=True)]
+    subject = shard.subject
+    stations = [Station.restored(watch, state) for watch, state in zip(subject.watches, shard.states, strict=True)]
     run = _opened(shard, stations)
-    digests = {number: observe_batch(run, shard.source, number, shard.batch_num, stations) for number in shard.numbers}
+    digests = {
+        number: observe_batch(run, subject.source, number, subject.batch_num, stations) for number in shard.numbers
+    }
     return ShardResult(tuple(station.state() for station in stations), digests)
 
 
@@ -91,10 +108,11 @@ def _opened(shard: Shard, stations: Sequence[Station]) -> RunBatch:
     if shard.session in _kept:
         return _kept[shard.session]
     _kept.clear()
-    graph = shard.framework.load(shard.model)
-    if shard.fuse:
-        graph, _ = shard.framework.fuse(graph, shard.skip_fusion)
-    run = shard.framework.activations(graph, taps_of(stations), threads=shard.threads)
+    framework = shard.subject.framework
+    graph = framework.load(shard.subject.model)
+    if shard.subject.fuse:
+        graph, _ = framework.fuse(graph, shard.subject.skip_fusion)
+    run = framework.activations(graph, taps_of(stations), threads=shard.threads)
     if shard.session is not None:
         _kept[shard.session] = run
     return run
@@ -135,6 +153,21 @@ class Workers:
         finally:
             for future in futures:
                 future.cancel()
+
+
+def check_workers(workers: Any) -> int | Executor:
+    """Return what a user asks shards to run on, if it can be.
+
+    Raises:
+        ArgumentError: it is neither a whole number above 0 nor an executor.
+    """
+    if isinstance(workers, Executor):
+        return workers
+    if isinstance(workers, (int, np.integer)) and not isinstance(workers, bool) and workers > 0:
+        return int(workers)
+    raise ArgumentError(
+        f"workers: must be a whole number above 0, or a concurrent.futures.Executor, got {workers!r:.80}"
+    )
 
 
 @contextmanager

@@ -122,6 +122,11 @@ class Station:
         """The value that the activation has everywhere, in all batches; None where its values differ."""
         return self._observer.constant
 
+    @property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest value that was observed, after balancing; inf and -inf before any was."""
+        return self._observer.range
+
     def fork(self) -> Station:
         """Return a station in the same pass that has taken nothing in it, to observe a part of the data."""
         twin = Station(self.watch)

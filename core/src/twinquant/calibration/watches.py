@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from twinquant.calibration.options import ObserverOptions
 from twinquant.config import ActivationConfig, QuantConfig
-from twinquant.errors import ConfigError
 from twinquant.plan import LayerInfo, LayerKind
 from twinquant.plan.rules import KIND_RULES
 from twinquant.registry.float_model import Tap
@@ -52,16 +51,13 @@ def plan_watches(layers: Sequence[LayerInfo], config: QuantConfig) -> tuple[Watc
 
     Returns:
         The watches in graph order; each quantized layer has one, an RNN has two.
-
-    Raises:
-        ConfigError: a setting of an activation is none that can be calibrated.
     """
     watches: dict[object, Watch] = {}
     for layer in layers:
         settings = config.layers.get(layer.name)
         if layer.kind is None or layer.refusal is not None or settings is None or not settings.quant_enable:
             continue
-        options = _observer_options(settings.activation, layer.name)
+        options = _observer_options(settings.activation)
         strength = settings.dmq_migration_strength
         axis = _CHANNEL_AXIS.get(layer.kind, -1)
         key: object = (layer.activation, options) if strength is None else layer.name
@@ -73,12 +69,7 @@ def plan_watches(layers: Sequence[LayerInfo], config: QuantConfig) -> tuple[Watc
     return tuple(watches.values())
 
 
-def _observer_options(activation: ActivationConfig, layer: str) -> ObserverOptions:
-    if activation.algorithm == "percentile" and activation.max_percentile != activation.min_percentile:
-        raise ConfigError(
-            f"layer {layer!r}: max_percentile {activation.max_percentile} and min_percentile "
-            f"{activation.min_percentile} differ; the algorithm 'percentile' takes one share for both ends"
-        )
+def _observer_options(activation: ActivationConfig) -> ObserverOptions:
     return ObserverOptions(
         algorithm=activation.algorithm,  # type: ignore[arg-type]  # the configuration has checked the name
         num_bits=activation.num_bits,

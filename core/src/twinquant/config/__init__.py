@@ -1,6 +1,6 @@
 """WHAT IS QUANTIZED HOW: the configuration, as JSON and as simplified protobuf text (.cfg)."""
 
-from twinquant.config.builder import create_config, read_config
+from twinquant.config.builder import check_config, create_config, read_config
 from twinquant.config.json_file import write_config
 from twinquant.config.new_file import write_new_config
 from twinquant.config.quant_config import ActivationConfig, LayerConfig, QuantConfig, WeightConfig
@@ -10,6 +10,7 @@ __all__ = [
     "LayerConfig",
     "QuantConfig",
     "WeightConfig",
+    "check_config",
     "create_config",
     "read_config",
     "write_config",

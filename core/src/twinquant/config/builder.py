@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from twinquant.config.definition_file import read_definition
-from twinquant.config.json_file import read_json
+from twinquant.config.json_file import read_finished, read_json
 from twinquant.config.overrides import read_overrides
 from twinquant.config.parameters import ACTIVATION, GENERAL, WEIGHT
 from twinquant.config.quant_config import LayerConfig, QuantConfig
 from twinquant.config.resolve import resolve_layer
-from twinquant.config.rules import TYPE_NAMES, can_be_fused, is_of_type
+from twinquant.config.rules import TYPE_NAMES, can_be_fused, is_of_type, takes_ada_round
 from twinquant.config.settings import Definition, LayerSettings, Setting, suggestion
 from twinquant.errors import ConfigError
 from twinquant.plan import LayerInfo
 
-__all__ = ["create_config", "read_config"]
+__all__ = ["check_config", "create_config", "read_config"]
 
 _logger = logging.getLogger(__name__)
 
 _MOST_REASONS = 5
+_MOST_NAMES = 10
 
 
 def create_config(
@@ -36,6 +37,7 @@ def create_config(
     activation_offset: bool = True,
     definition: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    tell_of_refused: bool = False,
 ) -> QuantConfig:
     """Make the configuration of a model.
 
@@ -51,6 +53,7 @@ def create_config(
         definition: a simplified configuration, a .cfg file.
         overrides: settings by name, such as `{"activation_algorithm": "hfmg", "asymmetric": False, "batch_num": 8,
             "layers": {"conv1": {"quant_enable": False}}}`; see `read_overrides` for the names.
+        tell_of_refused: log a warning that names the layers which cannot be quantized and are not skipped.
 
     Raises:
         ConfigError: a setting or a layer is unknown, a value is not allowed, two settings contradict each other, or no
@@ -67,10 +70,13 @@ def create_config(
         below=read_overrides(arguments, "the arguments"),
         definition=read_definition(Path(definition)) if definition is not None else Definition(),
         above=read_overrides(overrides or {}),
+        tell_of_refused=tell_of_refused,
     )
 
 
-def read_config(path: str | os.PathLike[str], layers: Sequence[LayerInfo]) -> QuantConfig:
+def read_config(
+    path: str | os.PathLike[str], layers: Sequence[LayerInfo], *, batch_num: int = 1, tell_of_refused: bool = False
+) -> QuantConfig:
     """Read a configuration in JSON, as `write_config` or the vendor's tool writes it.
 
     Layers that the file does not name are not quantized; settings that it leaves out have their defaults.
@@ -78,13 +84,42 @@ def read_config(path: str | os.PathLike[str], layers: Sequence[LayerInfo]) -> Qu
     Args:
         path: the file.
         layers: every node of the model, in graph order.
+        batch_num: how many batches calibration sees, where the file does not say.
+        tell_of_refused: as for `create_config`.
 
     Raises:
         ConfigError: the file is missing or no JSON, a setting or a layer is unknown, a value is not allowed or does not
             fit its layer, two settings contradict each other, or no layer is left to quantize.
     """
-    definition = read_json(Path(path), [layer.name for layer in layers])
-    return _build(layers, below=Definition(), definition=definition, above=Definition(), unnamed_enabled=False)
+    return _build(
+        layers,
+        below=read_overrides({"batch_num": batch_num}, "the arguments"),
+        definition=read_json(Path(path), [layer.name for layer in layers]),
+        above=Definition(),
+        unnamed_enabled=False,
+        tell_of_refused=tell_of_refused,
+    )
+
+
+def check_config(config: QuantConfig, layers: Sequence[LayerInfo], *, tell_of_refused: bool = False) -> QuantConfig:
+    """Return a finished configuration, checked against a model as one that is read from a file.
+
+    Args:
+        config: the configuration, maybe of another model.
+        layers: every node of the model, in graph order.
+        tell_of_refused: as for `create_config`.
+
+    Raises:
+        ConfigError: as for `read_config`.
+    """
+    return _build(
+        layers,
+        below=Definition(),
+        definition=read_finished(config, [layer.name for layer in layers], "the QuantConfig"),
+        above=Definition(),
+        unnamed_enabled=False,
+        tell_of_refused=tell_of_refused,
+    )
 
 
 def _build(
@@ -94,6 +129,7 @@ def _build(
     definition: Definition,
     above: Definition,
     unnamed_enabled: bool = True,
+    tell_of_refused: bool = False,
 ) -> QuantConfig:
     model = _Model(layers)
     general = {**below.general, **definition.general, **above.general}
@@ -110,6 +146,7 @@ def _build(
     for type_name in (block.name for block in definition.types):
         model.check_type(type_name)
     config = QuantConfig(**{name: setting.value for name, setting in general.items()})
+    untrained: dict[str, list[str]] = {}
     for layer in model.quantizable.values():
         blocks = [named[0].get(layer.name), _of_type(layer, definition), definition.common]
         settings = _most_specific([block for block in blocks if block is not None])
@@ -120,7 +157,14 @@ def _build(
         config.layers[layer.name] = resolve_layer(
             layer, settings, quant_enable=enabled, activation_offset=config.activation_offset
         )
+        wants_training = enabled and WEIGHT.algorithm_of(settings.weight) == "ada_quantize"
+        if wants_training and layer.untrainable and takes_ada_round(layer):
+            untrained.setdefault(layer.untrainable, []).append(repr(layer.name))
     _check_something_is_left(config.layers, layers)
+    if untrained:
+        _logger.warning("layers that get arq_quantize instead of ada_quantize: %s", _told(untrained))
+    if tell_of_refused:
+        _tell_of_refused(layers, sources)
     return config
 
 
@@ -263,3 +307,33 @@ def _check_something_is_left(configured: Mapping[str, LayerConfig], layers: Sequ
         f"no layer is left to quantize: all of {', '.join(configured)} are switched off or skipped; enable one",
         path="$",
     )
+
+
+def _told(by_reason: Mapping[str, Sequence[str]]) -> str:
+    """Return names of layers and, behind them, what holds for them."""
+    return "; ".join(
+        ", ".join(names[:_MOST_NAMES])
+        + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")
+        + f": {reason}"
+        for reason, names in by_reason.items()
+    )
+
+
+def _tell_of_refused(layers: Sequence[LayerInfo], sources: Sequence[Definition]) -> None:
+    """Log which layers cannot be quantized and why, without those that a configuration skips."""
+    switched_off = {
+        block.name.value
+        for source in sources
+        for block in source.layers
+        if block.settings.quant_enable is not None and not block.settings.quant_enable.value
+    }
+    types = [setting.value for source in sources for setting in source.skip_layer_types]
+    by_reason: dict[str, list[str]] = {}
+    for layer in layers:
+        skipped = layer.name in switched_off or any(is_of_type(layer, type_name) for type_name in types)
+        if layer.kind is not None and layer.refusal and not skipped:
+            by_reason.setdefault(layer.refusal, []).append(repr(layer.name))
+    if not by_reason:
+        return
+    count = sum(map(len, by_reason.values()))
+    _logger.warning("layers that cannot be quantized and stay float: %d: %s", count, _told(by_reason))

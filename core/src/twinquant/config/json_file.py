@@ -24,7 +24,7 @@ from twinquant.config.quant_config import ActivationConfig, LayerConfig, QuantCo
 from twinquant.config.settings import Definition, LayerSettings, NamedSettings, Origin, Setting, suggestion
 from twinquant.errors import ConfigError
 
-__all__ = ["read_json", "write_config"]
+__all__ = ["read_finished", "read_json", "write_config"]
 
 _LAYER_MEMBERS = ("quant_enable", "dmq_balancer_param", "activation_quant_params", "weight_quant_params")
 
@@ -37,18 +37,49 @@ def read_json(path: Path, layer_names: Iterable[str]) -> Definition:
         layer_names: the names of the model's layers, for messages about unknown keys.
 
     Raises:
-        ConfigError: the file is missing or no JSON, has an unknown or a repeated key, or a value that is not allowed.
+        ConfigError: the file is missing, empty or no JSON, has an unknown or a repeated key, or a value that is not
+            allowed.
     """
     origin = Origin(path.name)
     text = read_text(path)
+    if not text.strip():
+        raise origin.error("the file is empty; write it anew, or do without it to have the defaults")
     try:
         content = json.loads(text, object_pairs_hook=_Members)
+        _refuse_repeated_keys(content, origin)
+        if not isinstance(content, Mapping):
+            raise origin.error(f"must be an object of settings and layers, got {content!r:.80}")
+        return _definition(content, layer_names, origin)
     except json.JSONDecodeError as error:
         where = f"{path.name}, line {error.lineno}, column {error.colno}"
         raise ConfigError(f"{where}: not JSON: {error.msg}", path="$") from error
-    _refuse_repeated_keys(content, origin)
-    if not isinstance(content, Mapping):
-        raise origin.error(f"must be an object of settings and layers, got {content!r}")
+    except RecursionError as error:
+        raise origin.error("nested far too deeply for a configuration, which has four levels") from error
+
+
+def read_finished(config: QuantConfig, layer_names: Iterable[str], source: str) -> Definition:
+    """Read a finished configuration, as if it had been written to a file.
+
+    Args:
+        config: the configuration; whoever made it may have made mistakes.
+        layer_names: the names of the model's layers, for messages about unknown ones.
+        source: how messages call it.
+
+    Raises:
+        ConfigError: it has a layer that the model has not, or a value that is not allowed.
+    """
+    origin = Origin(source)
+    for name, layer in config.layers.items():
+        for part, settings, group in (
+            ("activation_quant_params", layer.activation, ACTIVATION),
+            ("weight_quant_params", layer.weight, WEIGHT),
+        ):
+            here = origin.at(str(name)).at(part).at(group.algorithm)
+            read_value(settings.algorithm, group.parameters[group.algorithm], here)
+    return _definition(_content(config), layer_names, origin)
+
+
+def _definition(content: Mapping[str, Any], layer_names: Iterable[str], origin: Origin) -> Definition:
     known = {*GENERAL, *layer_names}
     layers = []
     for name, value in content.items():
@@ -114,11 +145,14 @@ def write_config(config: QuantConfig, path: str | os.PathLike[str]) -> None:
     Raises:
         OutputWriteError: the file cannot be written.
     """
+    write_text(Path(path), json.dumps(_content(config), indent=4, separators=(",", ":")))
+
+
+def _content(config: QuantConfig) -> dict[str, Any]:
     content: dict[str, Any] = {name: getattr(config, name) for name in GENERAL}
     if config.fakequant_precision_mode == "DEFAULT":
         del content["fakequant_precision_mode"]
-    content |= {name: _layer_content(config.layers[name]) for name in sorted(config.layers)}
-    write_text(Path(path), json.dumps(content, indent=4, separators=(",", ":")))
+    return content | {name: _layer_content(config.layers[name]) for name in sorted(config.layers)}
 
 
 def _layer_content(layer: LayerConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from twinquant.config.builder import create_config
 from twinquant.config.json_file import write_config
 from twinquant.errors import OutputPathError
+from twinquant.outputs.ownership import check_not_inputs
 from twinquant.plan import LayerInfo
 
 __all__ = ["write_new_config"]
@@ -22,6 +23,7 @@ def write_new_config(
     batch_num: int,
     activation_offset: bool,
     definition: str | os.PathLike[str] | None,
+    inputs: Sequence[str | os.PathLike[str]] = (),
 ) -> None:
     """Write a configuration that quantizes every layer of a model that can be quantized, as JSON.
 
@@ -32,11 +34,15 @@ def write_new_config(
         batch_num: how many batches calibration wants.
         activation_offset: whether activations have an offset.
         definition: a simplified configuration (.cfg), which counts more than the arguments; None: there is none.
+        inputs: the files that the model was read from.
 
     Raises:
         ConfigError: a setting or a layer is unknown, or no layer is left.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or is an input.
     """
+    path = Path(config_file)
+    read = [Path(file) for file in (*inputs, *(() if definition is None else (definition,)))]
+    check_not_inputs([path.name], path.parent, read)
     config = create_config(
         layers,
         skip_layers=skip_layers,
@@ -44,9 +50,9 @@ def write_new_config(
         activation_offset=activation_offset,
         definition=definition,
     )
-    folder = Path(config_file).parent
+    folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputPathError(f"the folder {str(folder)!r} cannot be made: {error}") from error
-    write_config(config, config_file)
+    write_config(config, path)

@@ -47,7 +47,9 @@ def read_overrides(overrides: Mapping[str, Any], source: str = "the overrides") 
         raise origin.at("layers").error(f"must be settings by layer name, got {layers!r}")
     single = []
     for name, settings in layers.items():
-        here = origin.at("layers").at(str(name), Scope.LAYER)
+        if not isinstance(name, str):
+            raise origin.at("layers").error(f"layers have names, got {name!r}")
+        here = origin.at("layers").at(name, Scope.LAYER)
         if not isinstance(settings, Mapping):
             raise here.error(f"must be a mapping of settings, got {settings!r}")
         _refuse_unknown(settings, ("quant_enable", *layer_parameters), here)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 from numbers import Integral, Real
 from typing import Any
 
@@ -15,10 +16,12 @@ __all__ = [
     "BIN_COUNTS",
     "DMQ_BALANCER_PARAM",
     "GENERAL",
+    "MOST_CANDIDATES",
     "QUANT_ENABLE",
     "WEIGHT",
     "Group",
     "Parameter",
+    "candidate_count",
     "read_group",
     "read_value",
 ]
@@ -128,6 +131,15 @@ class Group:
         return {**{name: setting for name, setting in below.items() if name not in gone}, **above}
 
 
+def candidate_count(search_range: tuple[float, float], search_step: float) -> int:
+    """Return how many steps a search makes; 0 where its range is not as wide as one.
+
+    The settings are decimal numbers: in binary, 0.8 - 0.7 is smaller than 0.1.
+    """
+    low, high, step = (Decimal(str(number)) for number in (*search_range, search_step))
+    return int(((high - low) / step).to_integral_value(ROUND_CEILING)) if step <= high - low else 0
+
+
 def _is_int(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -170,6 +182,9 @@ DMQ_BALANCER_PARAM = Parameter(
 
 BIN_COUNTS = (1024, 2048, 4096, 8192)
 """How many bins HFMG's histogram may have."""
+
+MOST_CANDIDATES = 10_000
+"""How many factors IFMR's search may try; the default are 61."""
 
 GENERAL: dict[str, Parameter] = {
     "version": _one_of(1),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from decimal import Decimal
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from twinquant.config.parameters import ACTIVATION, ACTIVATION_DEFAULTS, WEIGHT
+from twinquant.config.parameters import ACTIVATION, ACTIVATION_DEFAULTS, MOST_CANDIDATES, WEIGHT, candidate_count
 from twinquant.config.quant_config import ActivationConfig, LayerConfig, WeightConfig
 from twinquant.config.rules import (
     layer_kind,
@@ -63,20 +63,39 @@ def _activation(layer: LayerInfo, settings: LayerSettings, activation_offset: bo
     values["num_bits"] = _activation_bits(layer, given.get("num_bits"))
     values["asymmetric"] = _asymmetric(layer, given.get("asymmetric"), activation_offset)
     config = ActivationConfig(**values)
-    low, high = config.search_range
-    # The settings are decimal numbers: in binary, 0.8 - 0.7 is smaller than 0.1.
-    if Decimal(str(config.search_step)) > Decimal(str(high)) - Decimal(str(low)):
-        setting = given.get("search_step") or given["search_range"]
-        raise setting.error(f"search_step {config.search_step} is larger than the search_range [{low}, {high}] is wide")
+    _check_search(config, given)
+    if algorithm == "percentile" and config.max_percentile != config.min_percentile:
+        setting = given.get("max_percentile") or given["min_percentile"]
+        raise setting.error(
+            f"max_percentile {config.max_percentile} and min_percentile {config.min_percentile} differ; the algorithm "
+            "'percentile' takes one share for both ends: give both the same value"
+        )
     return config
+
+
+def _check_search(config: ActivationConfig, given: Mapping[str, Setting]) -> None:
+    count = candidate_count(config.search_range, config.search_step)
+    if 0 < count <= MOST_CANDIDATES:
+        return
+    low, high = config.search_range
+    setting = given.get("search_step") or given["search_range"]
+    if not count:
+        raise setting.error(f"search_step {config.search_step} is larger than the search_range [{low}, {high}] is wide")
+    raise setting.error(
+        f"search_step {config.search_step} divides the search_range [{low}, {high}] into more than {MOST_CANDIDATES:,} "
+        f"steps, too many to search: give a step of {(high - low) / MOST_CANDIDATES:.3g} or more"
+    )
 
 
 def _weight(layer: LayerInfo, settings: LayerSettings) -> WeightConfig:
     given = dict(settings.weight)
     algorithm = WEIGHT.algorithm_of(given) or WEIGHT.default
-    if algorithm == "ada_quantize" and not takes_ada_round(layer):
+    if algorithm == "ada_quantize" and (layer.untrainable or not takes_ada_round(layer)):
         setting = given.get("wts_algo") or next(given[name] for name in WEIGHT.own[algorithm] if name in given)
-        algorithm = _give_way(layer, setting, "arq_quantize", "its rounding cannot be trained")
+        why, widest = "its rounding cannot be trained", Scope.TYPE
+        if takes_ada_round(layer) and layer.untrainable:
+            why, widest = layer.untrainable, Scope.LAYER
+        algorithm = _give_way(layer, setting, "arq_quantize", why, widest_error=widest)
         given = {name: given[name] for name in WEIGHT.used_by(algorithm) if name in given}
     values = _values(given)
     values["algorithm"] = algorithm

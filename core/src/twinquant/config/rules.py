@@ -81,7 +81,7 @@ def takes_balance_factors(layer: LayerInfo) -> bool:
 
 
 def takes_ada_round(layer: LayerInfo) -> bool:
-    """Tell whether the rounding of the weight may be trained."""
+    """Tell whether the rounding of the weight may be trained, if the framework can."""
     return layer.kind in (LayerKind.CONV, LayerKind.CONV_TRANSPOSE, *_PRODUCTS)
 
 

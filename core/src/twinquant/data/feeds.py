@@ -17,6 +17,17 @@ __all__ = ["is_array", "make_feeds", "shape_text", "to_array"]
 
 Array = npt.NDArray[Any]
 
+_CONVERSIONS = {
+    "O": "give arrays of numbers, with one shape for all samples of a batch",
+    "c": "give real numbers, such as their .real or their magnitude",
+    "M": "give numbers",
+    "m": "give numbers",
+    "S": "give numbers",
+    "U": "give numbers",
+    "V": "give an array for each input",
+}
+"""What can be done about elements that do not become numbers by themselves, by NumPy's letter for their kind."""
+
 
 def make_feeds(item: Any, inputs: Sequence[ModelInput], where: str) -> Feeds:
     """Turn one item of the user's data into one batch.
@@ -29,11 +40,17 @@ def make_feeds(item: Any, inputs: Sequence[ModelInput], where: str) -> Feeds:
         where: how messages call the item.
 
     Raises:
-        DataError: a name, a shape or an element type does not fit; says what was given and what the model takes.
+        DataError: a name, a shape or an element type does not fit, or there is no sample; says what was given and what
+            the model takes.
     """
     feeds = {}
     for value, wanted in zip(_by_input(item, inputs, where), inputs, strict=True):
         feeds[wanted.name] = _fitting(to_array(value, wanted.dtype, f"{where}, input {wanted.name!r}"), wanted, where)
+    # Other axes may be empty where other inputs have values: the cache of a language model before its first word.
+    nothing = not any(array.size for array in feeds.values())
+    for name, array in feeds.items():
+        if not array.size and (nothing or not array.shape[0]):
+            raise DataError(f"{where}, input {name!r}: the data have shape {shape_text(array.shape)}: no value at all")
     return feeds
 
 
@@ -60,7 +77,9 @@ def to_array(value: Any, dtype: str, where: str) -> Array:
             raise ValueError(f"{value!r:.80} is text; give arrays, or the path of a folder or file as the data itself")
         return array.astype(dtype) if array.dtype.kind in "biuf" else array
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{where}: cannot become an array: {error}") from error
+        # NumPy has no bfloat16, and torch says no more than that.
+        hint = "; convert it with .float()" if "ScalarType" in str(error) else ""
+        raise DataError(f"{where}: cannot become an array: {error}{hint}") from error
 
 
 def shape_text(shape: Sequence[int | str | None]) -> str:
@@ -101,8 +120,8 @@ def _fitting(array: Array, wanted: ModelInput, where: str) -> Array:
     where = f"{where}, input {wanted.name!r}"
     if array.dtype.name != wanted.dtype:
         raise DataError(
-            f"{where}: the data are {array.dtype.name}, the model takes {wanted.dtype}; convert them with "
-            f".astype({wanted.dtype!r})"
+            f"{where}: the data are {_kind_text(array)}, the model takes {wanted.dtype}; "
+            + _CONVERSIONS.get(array.dtype.kind, f"convert them with .astype({wanted.dtype!r})")
         )
     if wanted.shape is None:
         return array
@@ -115,9 +134,14 @@ def _fitting(array: Array, wanted: ModelInput, where: str) -> Array:
     )
     if not fits:
         raise DataError(f"{where}: the data have shape {shape_text(given)}, the model takes {shape_text(wanted.shape)}")
-    if not array.size:
-        raise DataError(f"{where}: the data have shape {shape_text(given)}: no value at all")
     return array
+
+
+def _kind_text(array: Array) -> str:
+    if array.dtype.kind != "O":
+        return str(array.dtype.name)
+    first = next(iter(array.flat), None)
+    return f"Python objects (such as {type(first).__name__})"
 
 
 def _listed(names: Sequence[Any]) -> str:

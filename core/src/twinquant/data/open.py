@@ -38,11 +38,23 @@ def open_data(
         repeated: batches will be asked for more than once, or by other processes.
 
     Raises:
-        ArgumentError: the data is nothing of this.
+        ArgumentError: the data is nothing of this, or is not what an option is for.
         DataError: the data is missing, empty or broken, or does not fit the model.
     """
     if not inputs:
         raise DataError("the model has no input that data could be given for")
+    source = _open(data, inputs, options, batch_num, repeated)
+    if not isinstance(source, ImageFolder):
+        for name in options.for_images():
+            source.close()
+            raise ArgumentError(
+                f"{name}: is for folders of images, and {source.name} holds arrays, which are taken as they are; "
+                f"prepare them as the model takes them, and leave {name} out"
+            )
+    return source
+
+
+def _open(data: Any, inputs: Sequence[ModelInput], options: DataOptions, batch_num: int, repeated: bool) -> DataSource:
     if isinstance(data, (str, os.PathLike)):
         if not os.fspath(data):
             raise DataError("data: the path is empty; give a folder or a file")
@@ -52,7 +64,7 @@ def open_data(
         return _open_arrays(arrays, inputs, options, batch_num)
     if is_array(data):
         return _open_arrays({inputs[0].name: data}, inputs, options, batch_num)
-    if isinstance(data, (list, tuple)):
+    if isinstance(data, Sequence):
         if not data:
             raise DataError("data: the list is empty; calibration needs at least one batch")
         return SequenceSource(data, inputs)

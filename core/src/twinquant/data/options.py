@@ -63,6 +63,14 @@ class DataOptions:
             if not whole or len(self.size) != 2 or min(self.size) < 1:
                 raise ArgumentError(f"size: must be (height, width), whole numbers above 0, got {self.size!r}")
 
+    def for_images(self) -> list[str]:
+        """Return the names of the options that only images have and that are not at their defaults."""
+        neutral = {"mean": {0.0}, "std": {1.0}}
+        others = ("layout", "size", "channel_order", "skip_broken")
+        return [name for name, value in neutral.items() if set(getattr(self, name)) != value] + [
+            name for name in others if getattr(self, name) != getattr(_DEFAULTS, name)
+        ]
+
 
 def _is_whole(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, Integral)
@@ -70,3 +78,6 @@ def _is_whole(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, Real) and isfinite(value)
+
+
+_DEFAULTS = DataOptions()

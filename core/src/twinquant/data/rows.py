@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import zipfile
 import zlib
 from math import prod
@@ -64,6 +65,8 @@ class MemoryRows:
 class FileRows:
     """An array in an .npy file or in a member of an .npz archive; only the rows that are asked for are read.
 
+    Several threads may read it at a time.
+
     Attributes:
         shape: its shape.
     """
@@ -76,6 +79,8 @@ class FileRows:
         """
         self._path, self._member = path, member
         self._stream: IO[bytes] | None = None
+        # A read is a seek and a read of one stream.
+        self._lock = threading.RLock()
         try:
             stream = self._open()
             version = np.lib.format.read_magic(stream)
@@ -91,7 +96,11 @@ class FileRows:
             self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stream": None}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_stream", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._stream, self._lock = None, threading.RLock()
 
     def read(self, start: int, stop: int) -> Array:
         """Return rows, read from the file. An array that is stored by columns is read whole each time.
@@ -107,21 +116,23 @@ class FileRows:
 
     def close(self) -> None:
         """Close the file."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        with self._lock:
+            if self._stream is not None:
+                self._stream.close()
+                self._stream = None
 
     def _values(self, start: int, count: int) -> Array:
         nbytes = count * self._dtype.itemsize
-        try:
-            stream = self._stream or self._open()
-            stream.seek(self._start + start * self._dtype.itemsize)
-            data = stream.read(nbytes)
-            if len(data) != nbytes:
-                raise EOFError("it is truncated")
-        except READ_ERRORS as error:
-            self.close()
-            raise unreadable(self._path, error) from error
+        with self._lock:
+            try:
+                stream = self._stream or self._open()
+                stream.seek(self._start + start * self._dtype.itemsize)
+                data = stream.read(nbytes)
+                if len(data) != nbytes:
+                    raise EOFError("it is truncated")
+            except READ_ERRORS as error:
+                self.close()
+                raise unreadable(self._path, error) from error
         return np.frombuffer(data, self._dtype)
 
     def _open(self) -> IO[bytes]:

@@ -40,6 +40,8 @@ class LayerInfo:
         packed_lengths: lengths of the weight dimensions along which two 4-bit values share a byte (RNN: two weights).
         has_bias: a constant bias is added in the layer, or in the node right behind it that belongs to it.
         weight_shape: shape of the weight as stored, or None.
+        untrainable: why the framework cannot train the rounding of its weight (AdaRound), as the end of a sentence;
+            None where only its kind decides.
         input_shape: channels, height and width of the activation, where the framework's records name them; else None.
     """
 
@@ -54,4 +56,5 @@ class LayerInfo:
     packed_lengths: tuple[int, ...] = ()
     has_bias: bool = False
     weight_shape: tuple[int, ...] | None = None
+    untrainable: str | None = None
     input_shape: tuple[int, int, int] | None = None

@@ -75,18 +75,20 @@ def create_quant_config(
     Raises:
         ConfigError: a setting or a layer is unknown, or no layer is left.
         ModelError: the model is missing or damaged.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or is an input.
     """
     from twinquant.config import write_new_config
     from twinquant_onnx.framework import OnnxFramework
 
+    model = OnnxFramework().load(model_file)
     write_new_config(
-        OnnxFramework().load(model_file).layers,
+        model.layers,
         config_file,
         skip_layers=skip_layers,
         batch_num=batch_num,
         activation_offset=activation_offset,
         definition=config_defination,
+        inputs=model.graph.inputs,
     )
 
 
@@ -117,18 +119,25 @@ def quantize_preprocess(
 
 
 def quantize_model(
-    config_file: StrPath, model_file: StrPath, modified_onnx_file: StrPath, record_file: StrPath
+    config_file: StrPath,
+    model_file: StrPath,
+    modified_onnx_file: StrPath,
+    record_file: StrPath,
+    *,
+    weights_balanced: bool = False,
 ) -> None:
     """Write a model, fused and balanced as configured, that calibrates when it runs, and begin its record.
 
-    Its results are those of the float model. After `batch_num` batches in a session with AMCT_SO the record is
-    complete.
+    The weights of layers that are quantized are rounded to multiples of their scales, so its activations are nearly
+    those of the float model. After `batch_num` batches in a session with AMCT_SO the record is complete.
 
     Args:
         config_file: the configuration.
         model_file: the float model.
         modified_onnx_file: the model to write.
         record_file: the record to begin: it keeps the balance factors of `quantize_preprocess` and nothing else.
+        weights_balanced: the weights of the model are multiplied by these factors already, as in the vendor's modified
+            models; no argument of the vendor's. For a model that this function wrote it makes no difference.
 
     Raises:
         ConfigError: the configuration is missing, wrong or of another model, or balance factors have to be measured
@@ -139,7 +148,8 @@ def quantize_model(
     from twinquant_onnx.modified.quantize import Habit, make_calibrating_model
 
     make_calibrating_model(
-        Habit.of(config=config_file, model=model_file, modified=modified_onnx_file, record=record_file)
+        Habit.of(config=config_file, model=model_file, modified=modified_onnx_file, record=record_file),
+        weights_balanced=weights_balanced,
     )
 
 
@@ -200,14 +210,16 @@ def accuracy_based_auto_calibration(
         model_file: the float model.
         model_evaluator: calibrates and evaluates models.
         config_file: the configuration; layers that it switches off stay float in any case.
-        record_file: the record to write: the factors of the layers that are quantized in the end.
+        record_file: the record to write: the factors of the layers that are quantized in the end; empty if the accuracy
+            cannot be held.
         save_dir: folder and prefix of the outputs, such as `./results/model`.
         strategy: "BinarySearch", or an object with the vendor's two methods.
         sensitivity: "CosineSimilarity", or an object with the vendor's method `compare`.
 
     Raises:
         ArgumentError: the evaluator, the strategy or the sensitivity is not usable.
-        CalibrationError: no set of layers holds the accuracy; the report is written all the same.
+        CalibrationError: no set of layers holds the accuracy; the report is written all the same. Or the evaluator's
+            `calibration` ran too few batches, or they give no factors.
         TwinQuantError: as `quantize_model` and `save_model`.
     """
     from twinquant_onnx.modified.search import calibrate_for_accuracy

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from twinquant.errors import UnsupportedModelError
 from twinquant.registry import ModelInput, RunBatch, Tap
@@ -62,6 +63,12 @@ def _describe(value: onnx.ValueInfoProto) -> ModelInput:
     return ModelInput(value.name, dtype, shape)
 
 
+def _way_out(error: Exception) -> str:
+    if not isinstance(error, ort_state.NotImplemented):
+        return ""
+    return "; it has no kernel for these types of numbers: export the model in float32, without autocast"
+
+
 def tap_model(loaded: LoadedModel, taps: Sequence[Tap], threads: int | None) -> RunBatch:
     """Build one session that computes what the taps look at, and nothing else.
 
@@ -82,7 +89,7 @@ def tap_model(loaded: LoadedModel, taps: Sequence[Tap], threads: int | None) -> 
     try:
         session, weights = _session(tapped.model, loaded.graph, threads)
     except ORT_ERRORS as error:
-        raise UnsupportedModelError(f"ONNX Runtime cannot run the model: {error}") from error
+        raise UnsupportedModelError(f"ONNX Runtime cannot run the model: {error}{_way_out(error)}") from error
     main = tapped.model.graph
     return _Runner(
         session,

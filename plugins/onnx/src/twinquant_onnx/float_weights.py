@@ -18,7 +18,7 @@ from twinquant_onnx.constants import Constant, raw_bytes
 from twinquant_onnx.graph import TensorStore
 from twinquant_onnx.layers import LoadedModel, Site, analyse
 from twinquant_onnx.tensors import ArrayBytes, Bytes, RandomAccess
-from twinquant_onnx.topology import FIRST_IR_OF_PRIVATE_INITIALIZERS, Reader, defined_names
+from twinquant_onnx.topology import Reader, declare_initializers, defined_names
 from twinquant_onnx.traversal import graphs_in
 from twinquant_onnx.unread import drop_unread
 
@@ -63,7 +63,7 @@ def balance_weights(loaded: LoadedModel, factors: Mapping[str, Float32Array]) ->
     sites = [_site(loaded, layer) for layer in factors]
     for site, values in zip(sites, factors.values(), strict=True):
         _balance(loaded, site, model.graph, store, values)
-    _declare_initializers(model, len(loaded.graph.model.graph.initializer))
+    declare_initializers(model, model.graph.initializer[len(loaded.graph.model.graph.initializer) :])
     drop_unread(model.graph, [tensor for site in sites for tensor in loaded.graph.model.graph.node[site.index].input])
     return analyse(replace(loaded.graph, model=model, store=store))
 
@@ -93,15 +93,8 @@ def replace_weights(loaded: LoadedModel, weights: Mapping[str, npt.NDArray[np.fl
         if axes_swapped and site.operator.kind is not LayerKind.CONV_TRANSPOSE:
             values = values.T
         store.attach(target, ArrayBytes(np.ascontiguousarray(values)), external=stored is not None and stored.external)
-    _declare_initializers(model, len(loaded.graph.model.graph.initializer))
+    declare_initializers(model, model.graph.initializer[len(loaded.graph.model.graph.initializer) :])
     return analyse(replace(loaded.graph, model=model, store=store))
-
-
-def _declare_initializers(model: onnx.ModelProto, first: int) -> None:
-    """List the initializers from `first` on among the inputs, where the model is so old that they must be. Edits it."""
-    if model.ir_version < FIRST_IR_OF_PRIVATE_INITIALIZERS:
-        for tensor in model.graph.initializer[first:]:
-            model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
 
 
 def _balance(

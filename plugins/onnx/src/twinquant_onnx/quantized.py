@@ -55,18 +55,29 @@ class Encoding(Enum):
     INT8 = "one int8 a value"
     FLOAT = "the integers as float32"
     DEQUANTIZED = "integer * scale as float32"
+    ROUNDED = "integer * scale in the weight's own type: the float weight, on the grid of its integers"
     PACKED_INT4 = "two values in an int8, paired along the input channels; that dimension is halved"
     ONNX_INT4 = "ONNX's INT4 type: pairs in memory order, dimensions unchanged"
 
 
-_STORED_AS: dict[Encoding, tuple[int, int]] = {
-    Encoding.INT8: (onnx.TensorProto.INT8, 8),
-    Encoding.FLOAT: (onnx.TensorProto.FLOAT, 32),
-    Encoding.DEQUANTIZED: (onnx.TensorProto.FLOAT, 32),
-    Encoding.PACKED_INT4: (onnx.TensorProto.INT8, 8),
-    Encoding.ONNX_INT4: (onnx.TensorProto.INT4, 4),
+_STORED_AS: dict[Encoding, int] = {
+    Encoding.INT8: onnx.TensorProto.INT8,
+    Encoding.FLOAT: onnx.TensorProto.FLOAT,
+    Encoding.DEQUANTIZED: onnx.TensorProto.FLOAT,
+    Encoding.PACKED_INT4: onnx.TensorProto.INT8,
+    Encoding.ONNX_INT4: onnx.TensorProto.INT4,
 }
-"""ONNX element type and bits of one stored element."""
+"""ONNX element type of the result; ROUNDED keeps the weight's."""
+
+_BITS: dict[int, int] = {
+    onnx.TensorProto.INT4: 4,
+    onnx.TensorProto.INT8: 8,
+    onnx.TensorProto.FLOAT: 32,
+    onnx.TensorProto.FLOAT16: 16,
+    onnx.TensorProto.DOUBLE: 64,
+    onnx.TensorProto.BFLOAT16: 16,
+}
+"""Bits of one stored element."""
 
 
 class QuantizedWeight(TensorBytes):
@@ -127,8 +138,8 @@ class QuantizedWeight(TensorBytes):
             dims[_INPUT_AXIS[layout]] //= 2
             self._pair_axis = 0 if layout is WeightLayout.INPUT_FIRST else 1
         self.dims = tuple(dims)
-        self.data_type, bits = _STORED_AS[encoding]
-        self.nbytes = (prod(dims) * bits + 7) // 8
+        self.data_type = _STORED_AS.get(encoding, source_type)
+        self.nbytes = (prod(dims) * _BITS[self.data_type] + 7) // 8
 
     def blocks(self) -> Iterator[Bytes]:
         """Yield the quantized bytes; see `TensorBytes.blocks`.
@@ -151,9 +162,9 @@ class QuantizedWeight(TensorBytes):
     def _encode(self, where: tuple[slice, ...], values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if self._encoding is Encoding.FLOAT:
             return values.astype(np.float32, copy=False)
-        if self._encoding is Encoding.DEQUANTIZED:
-            dequantized: Float32Array = np.multiply(values, self._result.part(where), dtype=np.float32)
-            return dequantized
+        if self._encoding in (Encoding.DEQUANTIZED, Encoding.ROUNDED):
+            dequantized: npt.NDArray[Any] = np.multiply(values, self._result.part(where), dtype=np.float32)
+            return dequantized.astype(onnx.helper.tensor_dtype_to_np_dtype(self.data_type), copy=False)
         integers = values.astype(np.int8, copy=False)
         return integers if self._pair_axis is None else pack_int4_along(integers, self._pair_axis)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import onnx
@@ -13,6 +13,7 @@ __all__ = [
     "Reader",
     "Topology",
     "captured_names",
+    "declare_initializers",
     "defined_names",
     "node_names",
     "read_topology",
@@ -140,3 +141,10 @@ def rename_captured(node: onnx.NodeProto, renamed: dict[str, str]) -> None:
         for value in subgraph.output:
             if value.name in visible:
                 value.name = visible[value.name]
+
+
+def declare_initializers(model: onnx.ModelProto, tensors: Iterable[onnx.TensorProto]) -> None:
+    """List new initializers among the inputs, where the model is so old that they must be. Edits `model`."""
+    if model.ir_version < FIRST_IR_OF_PRIVATE_INITIALIZERS:
+        for tensor in tensors:
+            model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))

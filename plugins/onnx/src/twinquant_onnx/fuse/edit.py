@@ -16,10 +16,10 @@ from twinquant_onnx.fuse.chains import Chain
 from twinquant_onnx.fuse.weight import FusedWeight
 from twinquant_onnx.graph import OnnxGraph, TensorStore
 from twinquant_onnx.topology import (
-    FIRST_IR_OF_PRIVATE_INITIALIZERS,
     Reader,
     Topology,
     captured_names,
+    declare_initializers,
     defined_names,
 )
 from twinquant_onnx.traversal import graphs_in
@@ -119,9 +119,7 @@ class _Edit:
         """Drop what nobody reads any more, and return the graph."""
         graph = self._model.graph
         self._drop_unread()
-        if self._model.ir_version < FIRST_IR_OF_PRIVATE_INITIALIZERS:
-            for tensor in self._added:
-                graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        declare_initializers(self._model, self._added)
         rebuilt = onnx.GraphProto(
             node=[node for index, node in enumerate(self._nodes) if index not in self._gone_nodes],
             initializer=[tensor for tensor in graph.initializer if tensor.name not in self._gone_tensors],

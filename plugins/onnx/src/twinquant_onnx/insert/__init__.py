@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from twinquant.errors import UnsupportedModelError
 from twinquant.outputs import Flavor
-from twinquant.plan import QuantPlan
+from twinquant.plan import QuantPlan, WeightQuant
 from twinquant_onnx.graph import OnnxGraph
 from twinquant_onnx.insert.activation import insert_activation_quant
 from twinquant_onnx.insert.bias import bias_replacement, insert_bias_cast
@@ -12,11 +14,11 @@ from twinquant_onnx.insert.constants import Replacement, replace_constants
 from twinquant_onnx.insert.output import insert_output_dequant
 from twinquant_onnx.insert.rnn import insert_rnn
 from twinquant_onnx.insert.twin import Twin
-from twinquant_onnx.insert.weight import weight_replacements
+from twinquant_onnx.insert.weight import rounded_weights, weight_replacements
 from twinquant_onnx.layers import LoadedModel
 from twinquant_onnx.topology import MAIN_DOMAINS
 
-__all__ = ["build_twin"]
+__all__ = ["build_twin", "round_weights"]
 
 _OLDEST_OPSET = 7
 """The first operator set whose Mul and Add broadcast by themselves."""
@@ -39,7 +41,7 @@ def build_twin(loaded: LoadedModel, plan: QuantPlan, flavor: Flavor) -> OnnxGrap
         site = sites[layer.name]
         owner, reader = layer.activation.owner, site.activation.node
         first_reader[owner] = min(reader, first_reader.get(owner, reader))
-        replacements += weight_replacements(twin, site, layer)
+        replacements += weight_replacements(twin, site, layer.weight, layer.recurrence)
         bias = bias_replacement(twin, site, layer)
         if bias is not None:
             replacements.append(bias)
@@ -52,6 +54,32 @@ def build_twin(loaded: LoadedModel, plan: QuantPlan, flavor: Flavor) -> OnnxGrap
         insert_activation_quant(twin, site, layer, first_reader[layer.activation.owner], quantized)
         insert_bias_cast(twin, site, layer)
         insert_output_dequant(twin, site, layer, outputs)
+    return twin.finish()
+
+
+def round_weights(
+    loaded: LoadedModel, weights: Mapping[str, tuple[WeightQuant | None, WeightQuant | None]]
+) -> OnnxGraph:
+    """Return the float model with the weights of some layers rounded to the grids of their integers.
+
+    They are rounded when the model is written. Both twins of the result have the integers, and the names, that those of
+    the given model have. Every node of the result has a name.
+
+    Args:
+        loaded: the model; it is not modified.
+        weights: by layer, how its weight, and an RNN's recurrence weight, is quantized; None: it has none.
+
+    Raises:
+        UnsupportedModelError: the model's operator set is too old.
+    """
+    twin = Twin(loaded, Flavor.FAKE_QUANT, _opset(loaded.graph))
+    sites = {site.name: site for site in loaded.sites.values()}
+    wanted = [
+        replacement
+        for layer, (weight, recurrence) in weights.items()
+        for replacement in rounded_weights(twin, sites[layer], weight, recurrence)
+    ]
+    replace_constants(twin, loaded.topology, wanted)
     return twin.finish()
 
 

@@ -1,4 +1,4 @@
-"""Dividing the activations of balanced layers inside a modified model, which so keeps the float results."""
+"""Dividing the activations of balanced layers inside a modified model, whose weights are multiplied."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from twinquant.calibration.spool import BatchSpool
 from twinquant.errors import CalibrationError, TwinQuantError
 from twinquant_onnx.modified.job import CalibrationJob
 from twinquant_onnx.modified.measure import MEASUREMENTS
-from twinquant_onnx.modified.progress import is_finished
-from twinquant_onnx.modified.spool import BatchSpool
+from twinquant_onnx.modified.progress import RecordWatch
 
 __all__ = ["receive_batch"]
 
@@ -22,18 +22,19 @@ Array = npt.NDArray[Any]
 _logger = logging.getLogger(__name__)
 
 
-def receive_batch(job: CalibrationJob, arrays: Sequence[Array]) -> None:
+def receive_batch(job: CalibrationJob, arrays: Sequence[Array], records: RecordWatch) -> None:
     """Store one batch; with the last one wanted, calibrate, write the record and remove the stored batches.
 
     Args:
         job: what the batches are for.
         arrays: the inputs, in the order of `job.inputs`; stored in the element types that the model has.
+        records: the record files that batches were for before.
 
     Raises:
         TwinQuantError: the batches give no factors, or the record cannot be written; all later batches fail alike.
         OSError: the batch cannot be stored.
     """
-    if is_finished(job):
+    if records.is_finished(job):
         _logger.info("%s is complete: a further batch is ignored; quantize_model starts anew", job.record)
         return
     spool = BatchSpool(job.folder, job.inputs)

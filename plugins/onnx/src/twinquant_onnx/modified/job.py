@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+from twinquant.config import ActivationConfig, LayerConfig, QuantConfig, WeightConfig
+from twinquant.records import Dialect, RecordSet, format_records, parse_record_text
 
 __all__ = ["CalibrationJob", "Purpose"]
 
@@ -19,7 +24,7 @@ class Purpose(str, Enum):
     """Balance factors: the model of `quantize_preprocess`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CalibrationJob:
     """The calibration that a modified model stands for.
 
@@ -27,8 +32,8 @@ class CalibrationJob:
         purpose: what is measured.
         model: absolute path of the modified model.
         record: absolute path of the record file.
-        config: the configuration, as JSON.
-        batch_num: how many batches are wanted.
+        config: the configuration, settled for the layers that there are.
+        begun: what is known before the first batch: the scales of the float weights, and balance factors.
         inputs: the model's inputs, in the order in which they are stored.
         element_types: their element types, under NumPy's names.
         keep_batches: the stored batches stay when the record is complete.
@@ -37,11 +42,16 @@ class CalibrationJob:
     purpose: Purpose
     model: str
     record: str
-    config: str
-    batch_num: int
+    config: QuantConfig
+    begun: RecordSet
     inputs: tuple[str, ...]
     element_types: tuple[str, ...]
     keep_batches: bool = False
+
+    @property
+    def batch_num(self) -> int:
+        """How many batches are wanted."""
+        return self.config.batch_num
 
     @property
     def folder(self) -> Path:
@@ -50,13 +60,30 @@ class CalibrationJob:
 
     def to_text(self) -> str:
         """Return the job as the text that `from_text` reads."""
-        return json.dumps(asdict(self))
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return json.dumps(fields | {"config": asdict(self.config), "begun": format_records(self.begun)})
 
-    @classmethod
-    def from_text(cls, text: str) -> CalibrationJob:
+    @staticmethod
+    @lru_cache(maxsize=8)  # every batch of a session brings the text again
+    def from_text(text: str) -> CalibrationJob:
         """Read what `to_text` gave."""
         fields = json.loads(text)
-        fields["purpose"] = Purpose(fields["purpose"])
-        for name in ("inputs", "element_types"):
-            fields[name] = tuple(fields[name])
-        return cls(**fields)
+        begun, config = fields["begun"], fields["config"]
+        fields |= {
+            "purpose": Purpose(fields["purpose"]),
+            "config": QuantConfig(
+                **_settings(config) | {"layers": {k: _layer(v) for k, v in config["layers"].items()}}
+            ),
+            "begun": parse_record_text(begun, dialect=Dialect.ONNX) if begun else RecordSet({}, Dialect.ONNX),
+        }
+        return CalibrationJob(**_settings(fields))
+
+
+def _settings(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return fields as they were before they went through JSON, which has no tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+def _layer(fields: dict[str, Any]) -> LayerConfig:
+    activation, weight = (_settings(fields[name]) for name in ("activation", "weight"))
+    return replace(LayerConfig(**fields), activation=ActivationConfig(**activation), weight=WeightConfig(**weight))

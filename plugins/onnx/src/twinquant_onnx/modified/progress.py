@@ -6,23 +6,42 @@ import os
 from pathlib import Path
 from typing import Any
 
+from twinquant.calibration.spool import BatchSpool
 from twinquant.errors import ArgumentError, RecordFileError
 from twinquant.records import read_begun_records
 from twinquant_onnx.graph import OnnxGraph
 from twinquant_onnx.load import read_skeleton
 from twinquant_onnx.modified.job import CalibrationJob, Purpose
 from twinquant_onnx.modified.observation import read_job
-from twinquant_onnx.modified.spool import BatchSpool
 
-__all__ = ["check_finished", "is_finished"]
+__all__ = ["RecordWatch", "check_finished"]
 
 
-def is_finished(job: CalibrationJob) -> bool:
-    """Tell whether the record holds what the job measures.
+class RecordWatch:
+    """Tells whether records hold what their jobs measure, and reads a record file again only after it has changed."""
 
-    Raises:
-        RecordError: the file is no record file.
-    """
+    def __init__(self) -> None:
+        self._known: dict[tuple[Purpose, str], tuple[tuple[int, ...], bool]] = {}
+
+    def is_finished(self, job: CalibrationJob) -> bool:
+        """Tell whether the record holds what the job measures.
+
+        Raises:
+            RecordError: the file is no record file.
+        """
+        try:
+            status = Path(job.record).stat()
+        except FileNotFoundError:
+            return False
+        # A file that is replaced is another one, also where it has the size and the time of the old one.
+        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+        known = self._known.get((job.purpose, job.record))
+        if known is None or known[0] != stamp:
+            known = self._known[job.purpose, job.record] = stamp, _is_finished(job)
+        return known[1]
+
+
+def _is_finished(job: CalibrationJob) -> bool:
     records = read_begun_records(Path(job.record))
     if job.purpose is Purpose.BALANCE:
         return any(record.tensor_balance_factor.size for record in records)
@@ -55,9 +74,8 @@ def check_finished(model: Any, record: Any) -> None:
     if any(entry.scale_d is not None for entry in read_begun_records(Path(record))):
         return
     spool = BatchSpool(job.folder, job.inputs)
-    failure = spool.failure()
-    why = f": {failure}" if failure else f", {spool.count} of {job.batch_num} batches seen"
+    why = spool.failure() or f"{spool.count} of {job.batch_num} batches seen"
     raise RecordFileError(
-        f"record file {os.fspath(record)!r}: calibration has not finished{why}; run {os.fspath(model)!r} in a "
+        f"record file {os.fspath(record)!r}: calibration has not finished: {why}; run {os.fspath(model)!r} in a "
         f"session with AMCT_SO on {job.batch_num} batches, then save"
     )

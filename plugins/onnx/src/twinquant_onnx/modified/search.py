@@ -12,16 +12,16 @@ from twinquant.api import save_model
 from twinquant.calibration.auto import choose_strategy
 from twinquant.calibration.auto_flow import evaluate_original, search_records
 from twinquant.calibration.evaluation import ModelEvaluator, Similarity, choose_similarity
+from twinquant.calibration.spool import BatchSpool
 from twinquant.config import QuantConfig, read_config
 from twinquant.errors import CalibrationError
 from twinquant.outputs import parse_save_path
 from twinquant.records import RecordSet, parse_record_file
 from twinquant_onnx.framework import OnnxFramework
 from twinquant_onnx.modified.job import CalibrationJob
-from twinquant_onnx.modified.progress import check_finished
+from twinquant_onnx.modified.progress import RecordWatch
 from twinquant_onnx.modified.quantize import Habit, make_calibrating_model
 from twinquant_onnx.modified.sensitivity import layer_similarities
-from twinquant_onnx.modified.spool import BatchSpool
 
 __all__ = ["calibrate_for_accuracy"]
 
@@ -43,16 +43,14 @@ def calibrate_for_accuracy(
     folder = parse_save_path(save_dir).folder
     original = evaluate_original(evaluator, os.fspath(model_file))
     with TemporaryDirectory() as scratch:
-        modified = Path(scratch, "modified.onnx")
+        modified, unrounded = Path(scratch, "modified.onnx"), Path(scratch, "unrounded.onnx")
         files = Habit.of(config=config_file, model=model_file, modified=modified, record=record_file)
-        job = make_calibrating_model(files, keep_batches=True)
+        job = make_calibrating_model(files, keep_batches=True, unrounded=unrounded)
         try:
-            evaluator.calibration(str(modified))
-            check_finished(modified, files.record)
-            records = parse_record_file(files.record)
+            records = _calibrate(evaluator, job)
 
             def metric_of(kept: RecordSet) -> Any:
-                output = save_model(modified, kept, Path(scratch, "trial"), save_type="Fakequant", framework="onnx")
+                output = save_model(unrounded, kept, Path(scratch, "trial"), save_type="Fakequant", framework="onnx")
                 return evaluator.evaluate(str(output.fake_quant.model))
 
             kept = search_records(
@@ -60,7 +58,7 @@ def calibrate_for_accuracy(
                 original,
                 records,
                 metric_of=metric_of,
-                similarities=lambda: _similarities(files, job, records, similarity),
+                similarities=lambda: _similarities(files, unrounded, job, records, similarity),
                 strategy=chosen,
                 config=_configuration(files),
                 record_file=files.record,
@@ -68,10 +66,36 @@ def calibrate_for_accuracy(
             )
         finally:
             BatchSpool(job.folder, job.inputs).clear()
-        save_model(modified, kept, save_dir, framework="onnx")
+        save_model(unrounded, kept, save_dir, framework="onnx")
 
 
-def _similarities(files: Habit, job: CalibrationJob, records: RecordSet, similarity: Similarity) -> Mapping[str, float]:
+def _calibrate(evaluator: ModelEvaluator, job: CalibrationJob) -> RecordSet:
+    """Let the evaluator run the modified model, and return the factors that this gives.
+
+    Raises:
+        CalibrationError: it ran too few batches, or they give no factors.
+    """
+    spool = BatchSpool(job.folder, job.inputs)
+    try:
+        evaluator.calibration(job.model)
+    except Exception as error:  # the user's code; if our operators failed, ONNX Runtime hides why
+        failure = spool.failure()
+        if failure is None:
+            raise
+        raise CalibrationError(f"model_evaluator.calibration: {failure}") from error
+    if failure := spool.failure():
+        raise CalibrationError(f"model_evaluator.calibration: {failure}")
+    if not RecordWatch().is_finished(job):
+        raise CalibrationError(
+            f"model_evaluator.calibration ran {spool.count} of {job.batch_num} batches; it has to run the model that "
+            f"it is given, in a session with AMCT_SO, on {job.batch_num} batches (batch_num of the configuration)"
+        )
+    return parse_record_file(job.record)
+
+
+def _similarities(
+    files: Habit, unrounded: Path, job: CalibrationJob, records: RecordSet, similarity: Similarity
+) -> Mapping[str, float]:
     """Compare the layers on the first batch of the calibration."""
     framework = OnnxFramework()
     model, config = framework.load(files.model), _configuration(files)
@@ -81,7 +105,7 @@ def _similarities(files: Habit, job: CalibrationJob, records: RecordSet, similar
     if feeds is None:
         raise CalibrationError(f"the batches of {str(files.modified)!r} are gone; no sensitivity can be measured")
     with TemporaryDirectory() as folder:
-        return layer_similarities(model, framework.load(files.modified), records, feeds, similarity, Path(folder))
+        return layer_similarities(model, framework.load(unrounded), records, feeds, similarity, Path(folder))
 
 
 def _configuration(files: Habit) -> QuantConfig:

@@ -17,6 +17,7 @@ from twinquant.errors import CapabilityError
 from twinquant_onnx.modified.finish import receive_batch
 from twinquant_onnx.modified.job import CalibrationJob
 from twinquant_onnx.modified.observation import DOMAIN, FINISH, INPUT_OPERATORS
+from twinquant_onnx.modified.progress import RecordWatch
 
 __all__ = ["make_session_options"]
 
@@ -79,6 +80,7 @@ class _Batches:
         self._numbers = itertools.count(1)
         self._open: dict[int, list[Array]] = {}
         self._lock = threading.Lock()
+        self._records = RecordWatch()
 
     def add_input(self, token: Int64Array, values: Array) -> Int64Array:
         """Take the next input of a batch; token 0 begins one. Returns the batch's number."""
@@ -90,7 +92,7 @@ class _Batches:
         """Hand a complete batch on. Returns the shape of its first input."""
         arrays = self._open.pop(int(token[0]))
         with self._lock:
-            receive_batch(CalibrationJob.from_text(job), arrays)
+            receive_batch(CalibrationJob.from_text(job), arrays, self._records)
         return np.array(arrays[0].shape, np.int64)
 
 
