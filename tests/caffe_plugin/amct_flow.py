@@ -23,8 +23,6 @@ layer { name: "pool" type: "Pooling" bottom: "sum" top: "pool" pooling_param { p
 layer { name: "fc" type: "InnerProduct" bottom: "pool" top: "fc" inner_product_param { num_output: 5 } }
 """
 LAYERS = ["conv", "left", "right", "pool", "fc"]
-TAPS = ["conv", "left", "pool", "fc"]
-"""The layers before which a calibration layer is put: left and right share one."""
 
 
 @dataclass(frozen=True)

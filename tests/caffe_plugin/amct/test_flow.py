@@ -11,7 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from amct_flow import LAYERS, TAPS, Blob, batch, caffe_layer, set_algorithm, settings_of
+from amct_flow import LAYERS, Blob, batch, caffe_layer, set_algorithm, settings_of
 from nets import read_prototxt, small_net, stored_arrays
 from runs import assert_equal_to, forward
 
@@ -136,28 +136,25 @@ def test_one_twin_comes_with_its_quant_json(flow, run_opencv, save_type, flavors
     assert len(names) == flavors + 1
 
 
-def test_the_modified_net_has_a_calibration_layer_before_every_quantized_layer(flow):
+def test_the_modified_net_has_a_calibration_layer_behind_its_input_which_keeps_its_name(flow):
     flow.start()
     net = read_prototxt(flow.modified[0])
-    tops = {layer.top[0]: layer for layer in net.layer}
-    for layer in net.layer:
-        if layer.name in LAYERS:
-            assert tops[layer.bottom[0]].type == "Python"
-    assert [layer.name for layer in net.layer if layer.type == "Python"] == [
-        f"{name}_calibration_layer" for name in TAPS
-    ]
+    first, *others = net.layer
+    assert (first.type, list(first.bottom), list(first.top)) == ("Python", ["data"], ["data"])
+    assert not [layer for layer in others if layer.type == "Python"]
     assert not {"bn", "scale"} & {layer.name for layer in net.layer}
     text = flow.modified[0].read_text()
     assert 'module: "twinquant_caffe.calibration_layer"' in text
     assert 'layer: "CalibrationLayer"' in text
+    (settings,) = settings_of(flow.modified[0])
+    assert json.loads(settings)["folder"] == str(flow.batches)
 
 
-def test_layers_that_are_calibrated_differently_get_calibration_layers_of_their_own(flow, run_opencv):
+def test_layers_that_read_the_same_may_be_calibrated_differently(flow, run_opencv):
     content = json.loads(flow.config.read_text())
     content["right"]["activation_quant_params"] = {"act_algo": "minmax", "asymmetric": False}
     flow.config.write_text(json.dumps(content))
     flow.start()
-    assert len(settings_of(flow.modified[0])) == len(LAYERS)
     run_opencv(flow.modified, [batch(number) for number in range(3)])
     records = parse_record_file(flow.record).records
     assert (records["left"].offset_d, records["right"].offset_d) == (-128, 0)
@@ -222,12 +219,26 @@ def test_the_folder_of_the_batches_is_gone_when_the_record_is_complete(flow, run
     assert flow.record.read_bytes() == before
 
 
-def test_one_pass_algorithms_keep_no_batches(flow, run_opencv):
+@pytest.mark.parametrize("algorithm", ["ifmr", "minmax"])
+def test_inputs_are_stored_and_no_activations(flow, run_opencv, algorithm):
+    set_algorithm(flow, act_algo=algorithm)
+    flow.start()
+    run_opencv(flow.modified, [batch(0, rows=50), batch(1)])
+    stored = sorted(flow.batches.rglob("*.npy"))
+    for number, file in enumerate(stored):
+        np.testing.assert_array_equal(np.load(file), batch(number, rows=50 if number == 0 else 2))
+    assert len(stored) == 2
+
+
+def test_the_record_is_the_one_of_all_batches_whatever_their_sizes(flow, run_opencv):
     set_algorithm(flow, act_algo="minmax")
     flow.start()
-    run_opencv(flow.modified, [batch(0, rows=50)])
-    assert not list(flow.batches.rglob("*.npy"))
-    assert sum(file.stat().st_size for file in flow.batches.rglob("*.npz")) < 20_000
+    run_opencv(flow.modified, [batch(0, rows=1), batch(1, rows=4), batch(2, rows=3)])
+    seen = np.concatenate([batch(0, rows=1), batch(1, rows=4), batch(2, rows=3)])
+    activation = forward(flow.pair, {"data": seen}, "relu")
+    # The weights before `left` are rounded to their grid in the net that is watched.
+    assert parse_record_file(flow.record).records["left"].scale_d == pytest.approx(minmax(activation)[0], rel=0.02)
+    assert parse_record_file(flow.record).records["conv"].scale_d == pytest.approx(minmax(seen)[0], rel=1e-6)
 
 
 def test_a_second_quantize_model_begins_anew(flow, run_opencv):
@@ -301,22 +312,33 @@ def test_a_wrong_save_type_is_refused_with_the_right_ones(flow):
         amct.save_model(graph, "All", flow.folder / "out" / "model")
 
 
-def test_values_without_factors_are_told_by_every_later_call(flow, pycaffe):
+def test_an_input_that_is_not_finite_is_told_at_once_and_by_every_later_call(flow, pycaffe):
     graph = flow.start()
     bottom, top = Blob(np.full((1, 3, 6, 6), np.nan, np.float32)), Blob()
     for _ in range(2):
         layer = caffe_layer(pycaffe, settings_of(flow.modified[0])[0], bottom, top)
-        with pytest.raises(CalibrationError, match=r"'conv', batch 1: .*NaN"):
+        with pytest.raises(CalibrationError, match=r"input 'data', batch 1: .*NaN"):
             layer.forward([bottom], [top])
-    with pytest.raises(RecordFileError, match=r"'conv', batch 1: .*NaN"):
+        bottom.data = batch(0)
+    with pytest.raises(RecordFileError, match=r"input 'data', batch 1: .*NaN"):
+        amct.save_model(graph, "Both", flow.folder / "out" / "model")
+    flow.start()
+    caffe_layer(pycaffe, settings_of(flow.modified[0])[0], bottom, top).forward([bottom], [top])
+
+
+def test_in_opencv_the_log_and_save_model_tell_of_an_input_that_is_not_finite(flow, run_opencv, caplog):
+    graph = flow.start()
+    run_opencv(flow.modified, [np.full((1, 3, 6, 6), np.nan, np.float32)])
+    assert "calibration failed: input 'data', batch 1" in caplog.text
+    with pytest.raises(RecordFileError, match=r"input 'data', batch 1: .*NaN"):
         amct.save_model(graph, "Both", flow.folder / "out" / "model")
 
 
-def test_in_opencv_the_log_and_save_model_tell_of_values_without_factors(flow, run_opencv, caplog):
+def test_activations_without_factors_name_their_layers_and_the_batch(flow, run_opencv, caplog):
     graph = flow.start()
-    run_opencv(flow.modified, [np.full((1, 3, 6, 6), np.nan, np.float32)])
-    assert "calibration failed: layer 'conv', batch 1" in caplog.text
-    with pytest.raises(RecordFileError, match=r"'conv', batch 1: .*NaN"):
+    run_opencv(flow.modified, [batch(0), np.full((1, 3, 6, 6), 3e38, np.float32), batch(2)])
+    assert "calibration failed: layers 'left', 'right', batch 2" in caplog.text
+    with pytest.raises(RecordFileError, match=r"calibration has not finished: layers 'left', 'right', batch 2"):
         amct.save_model(graph, "Both", flow.folder / "out" / "model")
 
 

@@ -6,6 +6,10 @@ from nets import read_prototxt, small_net
 from twin_nets import save
 
 from twinquant.errors import UnsupportedModelError
+from twinquant_caffe.insert.heads import for_the_device
+from twinquant_caffe.load import load_net
+from twinquant_caffe.net import BlobVersion
+from twinquant_caffe.run import open_net
 
 CONV = """
 layer {{ name: "conv" type: "Convolution" bottom: "{blob}" top: "conv"
@@ -111,3 +115,71 @@ def test_a_data_layer_without_a_shape_is_an_error_that_says_what_to_do(tmp_path)
     with pytest.raises(UnsupportedModelError, match="replace it by an Input layer with a shape"):
         saved(tmp_path, head, TRAINING)
     assert saved(tmp_path, head, TRAINING, save_type="Fakequant").fake_quant.model.exists()
+
+
+def device_net(tmp_path, text):
+    blobs = {"conv": [np.ones((2, 3, 1, 1), np.float32)]}
+    return for_the_device(load_net(small_net(tmp_path, text, blobs)))
+
+
+def test_a_top_of_an_input_layer_that_only_the_loss_reads_is_stripped_with_its_shape(tmp_path):
+    head = (
+        'layer { name: "in" type: "Input" top: "label" top: "data"'
+        " input_param { shape { dim: 1 } shape { dim: 1 dim: 3 dim: 5 dim: 6 } } }"
+    )
+    inputs, names, _ = shown(saved(tmp_path, head, TRAINING).deploy.model)
+    assert inputs == {("data",): (1, 3, 5, 6)}
+    assert names == ["in", "conv_0_quant_layer", "conv", "conv_dequant_layer"]
+
+
+def test_an_input_layer_of_one_shape_for_all_tops_keeps_it(tmp_path):
+    head = (
+        'layer { name: "in" type: "Input" top: "data" top: "label"'
+        " input_param { shape { dim: 1 dim: 3 dim: 5 dim: 6 } } }"
+    )
+    assert device_net(tmp_path, head + CONV.format(blob="data") + TRAINING).inputs == (("data", (1, 3, 5, 6)),)
+
+
+def test_a_silence_keeps_what_is_left_of_what_it_silences(tmp_path):
+    text = (
+        'input: "data" input_shape { dim: 1 dim: 3 dim: 5 dim: 6 } input: "label" input_shape { dim: 1 }\n'
+        + CONV.format(blob="data")
+        + 'layer { name: "cut" type: "Slice" bottom: "conv" top: "a" top: "b" }\n'
+        'layer { name: "quiet" type: "Silence" bottom: "label" bottom: "b" }\n'
+        'layer { name: "accuracy" type: "Accuracy" bottom: "a" bottom: "label" top: "accuracy" }\n'
+    )
+    net = device_net(tmp_path, text)
+    assert [str(version) for version in net.outputs] == ["a"]
+    assert net.layer("quiet").bottoms == ("b",)
+
+
+LOSS = (
+    'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "conv" bottom: "label" top: "loss" top: "prob"'
+    " softmax_param { axis: 2 } }\n"
+)
+INPUTS = 'input: "data" input_shape { dim: 1 dim: 3 dim: 5 dim: 6 } input: "label" input_shape { dim: 1 }\n'
+
+
+def test_probabilities_of_a_loss_that_are_read_on_come_from_a_softmax(tmp_path):
+    power = 'layer { name: "twice" type: "Power" bottom: "prob" top: "twice" power_param { scale: 2 } }'
+    net = device_net(tmp_path, INPUTS + CONV.format(blob="data") + LOSS + power)
+    softmax = net.layer("loss")
+    assert (softmax.type, softmax.bottoms, softmax.tops) == ("Softmax", ("conv",), ("prob",))
+    data = np.random.default_rng(2).standard_normal((1, 3, 5, 6)).astype(np.float32)
+    twice = BlobVersion("twice", 0)
+    found = open_net(net, [twice])({"data": data})[twice]
+    powers = np.exp(data.sum(1, keepdims=True).repeat(2, axis=1))
+    np.testing.assert_allclose(found, 2 * powers / powers.sum(2, keepdims=True), rtol=1e-5)
+
+
+def test_probabilities_of_a_loss_that_nobody_reads_are_stripped_with_it(tmp_path):
+    net = device_net(tmp_path, INPUTS + CONV.format(blob="data") + LOSS)
+    assert [layer.name for layer in net.layers] == ["data", "conv"]
+
+
+def test_a_layer_that_reads_a_loss_is_an_error_that_names_both(tmp_path):
+    power = 'layer { name: "twice" type: "Power" bottom: "loss" top: "twice" power_param { scale: 2 } }'
+    with pytest.raises(
+        UnsupportedModelError, match=r"layer 'twice' reads 'loss', which the SoftmaxWithLoss layer 'loss'"
+    ):
+        device_net(tmp_path, INPUTS + CONV.format(blob="data") + LOSS + power)

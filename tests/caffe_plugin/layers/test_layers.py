@@ -213,3 +213,17 @@ def test_no_group_is_an_error(tmp_path):
         describe(
             tmp_path, "Convolution", "convolution_param { num_output: 5 kernel_size: 3 group: 0 }", (5, 4, 3, 3), (5,)
         )
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters", "shapes"),
+    [
+        ("Pooling", "pooling_param { pool: AVE kernel_size: 3 pad: 1 }", []),
+        ("Convolution", "convolution_param { num_output: 4 kernel_size: 1 }", [(4, 4, 1, 1), (4,)]),
+    ],
+)
+def test_a_layer_that_works_in_place_is_refused(tmp_path, kind, parameters, shapes):
+    text = f'{HEAD}layer {{ name: "it" type: "{kind}" bottom: "data" top: "data" {parameters} }}'
+    blobs = {"it": [np.ones(shape, np.float32) for shape in shapes]} if shapes else None
+    (info,) = describe_layers(load_net(small_net(tmp_path, text, blobs)))
+    assert info.refusal == "it works in place, which is not supported: give its top a name of its own"

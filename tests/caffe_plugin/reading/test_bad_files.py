@@ -83,8 +83,17 @@ def test_files_in_the_wrong_places_are_recognized(pair, tmp_path):
 @pytest.mark.parametrize("text", ['layers { name: "conv" type: CONVOLUTION }', HEAD + CONV + "layers { }"])
 def test_nets_of_an_old_format_say_how_to_upgrade(pair, text):
     pair[0].write_text(text)
-    with pytest.raises(UnsupportedModelError, match=r"upgrade_net_proto_text .*upgrade_net_proto_binary"):
+    with pytest.raises(UnsupportedModelError, match=r"prototxt '.*' has layers of an old kind.*upgrade_net_proto_text"):
         load_net(pair)
+
+
+def test_a_caffemodel_of_the_old_kind_is_read_beside_a_new_prototxt(pair):
+    model = nets.CLASSES["NetParameter"]()
+    layer = model.layers.add(name="conv", type=4)
+    for array in BLOBS["conv"]:
+        nets.fill_blob(layer.blobs.add(), array, legacy=True)
+    pair[1].write_bytes(model.SerializeToString())
+    assert [blob.size for blob in load_net(pair).layer("conv").blobs] == [6, 2]
 
 
 def test_a_solver_is_no_net(pair):

@@ -175,8 +175,12 @@ def test_layers_without_weights_may_share_a_name(tmp_path):
 
 @pytest.mark.parametrize("kind", ["Pooling", "InnerProduct"])
 def test_layers_whose_name_has_to_tell_them_apart_may_not_share_it(tmp_path, kind):
-    rest = "inner_product_param { num_output: 2 bias_term: false }" if kind == "InnerProduct" else ""
+    rest = (
+        "inner_product_param { num_output: 2 bias_term: false }"
+        if kind == "InnerProduct"
+        else "pooling_param { kernel_size: 1 }"
+    )
     text = HEAD + layer("same", kind, "data", "x", rest) + layer("same", "ReLU", "x", "y")
-    blobs = {"same": [np.ones((2, 192), np.float32)]} if rest else {}
+    blobs = {"same": [np.ones((2, 192), np.float32)]} if kind == "InnerProduct" else {}
     with pytest.raises(ModelFileError, match=rf"two layers have the name 'same' \({kind} and ReLU\)"):
         load(tmp_path, text, blobs)

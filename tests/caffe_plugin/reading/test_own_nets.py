@@ -38,7 +38,7 @@ def test_the_modified_net_of_a_calibration_is_refused_and_says_what_to_give(tmp_
     amct.create_quant_config(tmp_path / "config.json", *pair)
     amct.quantize_model(amct.init(tmp_path / "config.json", *pair, tmp_path / "record.txt"), *modified)
     with pytest.raises(
-        UnsupportedModelError, match=r"is the modified net of a calibration, as the layer 'conv_cal.*give the float net"
+        UnsupportedModelError, match=r"is the modified net of a calibration, as the layer 'data_cal.*give the float net"
     ):
         load_net(modified)
 

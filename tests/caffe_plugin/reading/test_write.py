@@ -40,7 +40,8 @@ layer {
   fork_param < alpha: .5  mode: FAST; table: "\\200\\001" >
 }
 layer { name: "old_clip" type: "Clip" bottom: "odd" top: "clip" clip_param { min: 0 max: 6 } }
-layer { name: "pool" type: "Pooling" bottom: "clip" top: "pool" pooling_param { round_mode: FLOOR ceil_mode: false } }
+layer { name: "pool" type: "Pooling" bottom: "clip" top: "pool"
+  pooling_param { kernel_size: 2 round_mode: FLOOR ceil_mode: false } }
 """
 RANDOM = np.random.default_rng(7)
 WEIGHT = RANDOM.standard_normal((4, 3, 3, 3)).astype(np.float32)

@@ -73,3 +73,16 @@ def test_an_input_that_does_not_fit_a_quantized_layer_is_an_error(tmp_path):
     deploy = save(source, tmp_path / "out", {"fc": (1.0, 0, [1.0])}, save_type="Deploy").deploy.model
     with DeployRunner(deploy) as runner, pytest.raises(VerificationError, match=r"layer 'fc' .* cannot be computed"):
         runner.run({"x": np.ones((1, 2999), np.float32)})
+
+
+def test_any_failure_in_a_quantized_layer_is_raised(tmp_path, monkeypatch):
+    # OpenCV 4.14 hangs after an exception of Python code.
+    from twinquant_caffe import deploy_runner
+
+    def fail(*arguments):
+        raise FloatingPointError("no number")
+
+    monkeypatch.setattr(deploy_runner, "accumulate", fail)
+    deploy = save(varied_net(tmp_path / "in"), tmp_path / "out").deploy.model
+    with DeployRunner(deploy) as runner, pytest.raises(FloatingPointError, match="no number"):
+        runner.run({"data": np.ones((2, 4, 8, 8), np.float32)})

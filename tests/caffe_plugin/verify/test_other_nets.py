@@ -86,3 +86,20 @@ def test_inspect_tells_inputs_layers_and_parameters(tmp_path):
 def test_inspect_of_a_caffemodel_alone_says_what_to_give(tmp_path):
     with pytest.raises(ModelFileError, match="give the prototxt"):
         CaffeFramework().inspect(varied_net(tmp_path / "in")[1])
+
+
+@pytest.mark.parametrize("style", ["builtin", "python"])
+def test_a_pooling_that_is_cut_by_the_padding_of_the_other_axis_agrees(tmp_path, style):
+    # OpenCV has a third row of windows, which begins at 8, behind the input.
+    text = """
+    input: "x" input_shape { dim: 2 dim: 3 dim: 7 dim: 9 }
+    layer { name: "pool" type: "Pooling" bottom: "x" top: "pool"
+      pooling_param { pool: AVE kernel_h: 1 kernel_w: 3 stride_h: 4 stride_w: 2 pad_h: 0 pad_w: 1 } }
+    layer { name: "again" type: "Pooling" bottom: "pool" top: "again"
+      pooling_param { pool: MAX kernel_h: 1 kernel_w: 3 stride_h: 2 stride_w: 2 pad_h: 0 pad_w: 1 } }
+    """
+    output = save(small_net(tmp_path / "in", text), tmp_path / "out", {"pool": (0.125, 3, [])}, fake_quant_style=style)
+    x = np.random.default_rng(4).standard_normal((2, 3, 7, 9)).astype(np.float32)
+    report = twinquant.verify(output.fake_quant.model, output.deploy.model, {"x": x})
+    assert report.agree
+    assert report.outputs[0].free_running < 1e-6

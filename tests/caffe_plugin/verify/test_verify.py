@@ -72,6 +72,38 @@ def test_twins_of_the_python_style_agree(tmp_path):
     assert [layer.name for layer in report.layers] == NAMES
 
 
+class Doubling:
+    def __init__(self, params, blobs):
+        pass
+
+    def getMemoryShapes(self, inputs):
+        return inputs
+
+    def forward(self, inputs):
+        return [2 * array for array in inputs]
+
+
+def test_python_layers_of_the_user_s_keep_the_class_that_is_registered_for_them(tmp_path):
+    import cv2
+
+    text = """
+    input: "x" input_shape { dim: 1 dim: 2 dim: 4 dim: 4 }
+    layer { name: "mine" type: "Python" bottom: "x" top: "mine" python_param { module: "m" layer: "Doubling" } }
+    layer { name: "conv" type: "Convolution" bottom: "mine" top: "conv"
+      convolution_param { num_output: 2 kernel_size: 1 } }
+    """
+    blobs = {"conv": [np.ones((2, 2, 1, 1), np.float32), np.ones(2, np.float32)]}
+    source = small_net(tmp_path / "in", text, blobs)
+    output = save(source, tmp_path / "out", {"conv": (0.5, 0, [0.25])}, fake_quant_style="python")
+    cv2.dnn_registerLayer("Python", Doubling)
+    try:
+        for _ in range(2):  # the registration is there after the first
+            report = twinquant.verify(output.fake_quant.model, output.deploy.model)
+            assert report.agree, everything(report)
+    finally:
+        cv2.dnn_unregisterLayer("Python")
+
+
 def test_given_data_are_used(twins):
     zeros = {"data": np.zeros((1, 4, 8, 8), np.float32)}
     report = twinquant.verify(*twins, zeros)

@@ -76,7 +76,7 @@ def create_quant_config(
     Raises:
         ConfigError: a setting or a layer is unknown, or no layer is left.
         ModelError: the net is missing or damaged.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or is an input.
     """
     from twinquant.config import write_new_config
     from twinquant_caffe.layers import describe_layers
@@ -89,6 +89,7 @@ def create_quant_config(
         batch_num=batch_num,
         activation_offset=activation_offset,
         definition=config_defination,
+        inputs=(model_file, weights_file),
     )
 
 
@@ -114,8 +115,9 @@ def init(config_file: StrPath, model_file: StrPath, weights_file: StrPath, scale
 def quantize_model(graph: Any, modified_model_file: StrPath, modified_weights_file: StrPath) -> None:
     """Write a net, fused as configured and with rounded weights, that calibrates when it runs, and begin its record.
 
-    After `batch_num` forward passes, in Caffe with Python layers or in OpenCV, the record is complete. Further passes
-    change nothing.
+    Its inputs are stored while it runs, in Caffe with Python layers or in OpenCV. With forward pass `batch_num` the
+    calibration runs over them, and the record is complete. Further passes change nothing. The net and the record have
+    to stay where they are until then. A net that an earlier call wrote for the same record is refused when it runs.
 
     Args:
         graph: what `init` returned.

@@ -20,6 +20,7 @@ from twinquant_caffe.net import BlobVersion, CaffeNet, Layer
 from twinquant_caffe.opencv import import_opencv
 from twinquant_caffe.prototxt import Message, make
 from twinquant_caffe.run import open_net
+from twinquant_caffe.shapes import ShapeRule
 
 __all__ = ["DeployRunner"]
 
@@ -44,7 +45,7 @@ class DeployRunner:
         self.deploy = deploy if isinstance(deploy, DeployNet) else read_deploy(deploy)
         # OpenCV keeps layer types for the whole process: every runner has one of its own.
         cv2, kind = import_opencv(), f"TwinQuantInteger{id(self):x}"
-        self._failures: list[TwinQuantError] = []
+        self._failures: list[Exception] = []
         layers = {layer.dequant.name: layer for layer in self.deploy.layers}
         with ExitStack() as stack:
             # OpenCV takes the class without keeping it alive.
@@ -53,7 +54,7 @@ class DeployRunner:
             stack.callback(cv2.dnn_unregisterLayer, kind)
             net = _runnable(self.deploy, kind)
             self._outputs = net.outputs
-            self._run = open_net(net, [*net.outputs, *wanted])
+            self._run = open_net(net, [*net.outputs, *wanted], rules={kind: _shape_rule(layers)})
             self._open = stack.pop_all()
 
     def __enter__(self) -> DeployRunner:
@@ -112,11 +113,21 @@ def _runnable(deploy: DeployNet, kind: str) -> CaffeNet:
     return replace(deploy.net.with_layers(layers), files=(deploy.twin.prototxt, deploy.twin.caffemodel))
 
 
-def _layer_class(layers: Mapping[str, DeployLayer], failures: list[TwinQuantError]) -> type[Any]:
+def _shape_rule(layers: Mapping[str, DeployLayer]) -> ShapeRule:
+    def rule(layer: Layer, reads: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        try:
+            return [result_shape(layers[layer.name], reads[0])]
+        except TwinQuantError:
+            return []  # running it tells what is wrong
+
+    return rule
+
+
+def _layer_class(layers: Mapping[str, DeployLayer], failures: list[Exception]) -> type[Any]:
     """Return the class that OpenCV builds our layers from."""
 
     class IntegerLayer:
-        # OpenCV 4.14 hangs after an exception that Python code raises: failures are kept for the runner to raise.
+        # OpenCV 4.14 hangs after any exception that Python code raises: all are kept for the runner to raise.
 
         def __init__(self, params: Mapping[str, Any], blobs: Sequence[Any]) -> None:
             del blobs
@@ -126,7 +137,7 @@ def _layer_class(layers: Mapping[str, DeployLayer], failures: list[TwinQuantErro
         def getMemoryShapes(self, inputs: Sequence[Any]) -> Sequence[Any]:  # noqa: N802  the name that OpenCV calls
             try:
                 self._shape = result_shape(self._layer, tuple(inputs[0]))
-            except TwinQuantError as error:
+            except Exception as error:  # noqa: BLE001  see above
                 failures.append(error)
                 self._shape = tuple(inputs[0])
             return [list(self._shape)]
@@ -135,7 +146,7 @@ def _layer_class(layers: Mapping[str, DeployLayer], failures: list[TwinQuantErro
             try:
                 integers = quantize(self._layer.quant, np.asarray(inputs[0]))
                 return [dequantize(self._layer, accumulate(self._layer, integers))]
-            except TwinQuantError as error:
+            except Exception as error:  # noqa: BLE001  see above
                 failures.append(error)
                 return [np.zeros(self._shape, np.float32)]
 

@@ -109,13 +109,17 @@ def _multiply(layer: DeployLayer, x: Float32Array) -> Accumulator:
 
 
 def _average(layer: DeployLayer, x: Float32Array) -> Accumulator:
-    """Average windows as Caffe does: padding counts, what lies beyond it does not."""
+    """Average windows as Caffe does: padding counts, what lies beyond it does not; NaN where nothing is left.
+
+    A window that begins behind its own end counts as many values less than none: that is 0, as in Caffe.
+    """
     rows, columns = _pooling_spans(layer, x.shape[2:])
     total = np.zeros((*x.shape[:2], len(rows), len(columns)))
     for row, (top, bottom, height) in enumerate(rows):
         for column, (left, right, width) in enumerate(columns):
             patch = x[:, :, top:bottom, left:right]
-            total[:, :, row, column] = patch.sum((2, 3), dtype=np.float64) / (height * width)
+            count = height * width
+            total[:, :, row, column] = patch.sum((2, 3), dtype=np.float64) / count if count else np.nan
     return Accumulator(total, None)
 
 

@@ -137,6 +137,8 @@ WEIGHTED = tuple(name for name in _READERS if name != "Pooling")
 def _wiring_refusal(layer: Layer) -> str | None:
     if len(layer.bottoms) != 1 or len(layer.tops) != 1:
         return f"it has {len(layer.bottoms)} bottoms and {len(layer.tops)} tops, only one of each is supported"
+    if layer.bottoms == layer.tops:
+        return "it works in place, which is not supported: give its top a name of its own"
     return None
 
 

@@ -22,8 +22,8 @@ __all__ = ["load_net"]
 
 _QUANTIZED_TYPES = frozenset({"Quant", "DeQuant", "AntiQuant", "AscendQuant", "AscendDequant", "AscendAntiQuant"})
 _UPGRADE = (
-    "upgrade them with Caffe's tools: `upgrade_net_proto_text old.prototxt new.prototxt` and "
-    "`upgrade_net_proto_binary old.caffemodel new.caffemodel`"
+    "upgrade it with Caffe's tool: `upgrade_net_proto_text old.prototxt new.prototxt`. A caffemodel of that kind is "
+    "read as it is"
 )
 _MOST_NAMES = 10
 
@@ -55,8 +55,8 @@ def load_net(source: Any, *, float_only: bool = True) -> CaffeNet:
         _refuse_quantized(layers, prototxt)
         if float_only:
             _refuse_own(layers, prototxt)
-        check_windows(layers)
-        make_net(head, layers)  # what is wrong with the prototxt alone is said before the caffemodel is opened
+        # What is wrong with the prototxt alone is said before the caffemodel is opened.
+        check_windows(make_net(head, layers))
         stored = read_caffemodel(caffemodel)
         layers = _with_blobs(layers, stored)
         _refuse_ambiguous(layers)
@@ -72,9 +72,7 @@ def load_net(source: Any, *, float_only: bool = True) -> CaffeNet:
 def _split(tree: Message, prototxt: Path) -> tuple[Message, list[Layer]]:
     """Return the fields that are no layers, and the layers."""
     if tree.has("layers"):
-        raise UnsupportedModelError(
-            f"prototxt {str(prototxt)!r} and its caffemodel have layers of an old kind, `layers {{ }}`; {_UPGRADE}"
-        )
+        raise UnsupportedModelError(f"prototxt {str(prototxt)!r} has layers of an old kind, `layers {{ }}`; {_UPGRADE}")
     layers = [_layer(item) for item in tree if item.name == "layer"]
     if not layers:
         raise ModelFileError(

@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from twinquant.errors import UnsupportedModelError
-from twinquant_caffe.geometry import CONVOLUTIONS, DECONVOLUTION, DEPTHWISE, read_convolution
 from twinquant_caffe.insert.made import made_layer
 from twinquant_caffe.net import BlobVersion, CaffeNet, Layer, make_net
 from twinquant_caffe.opencv import import_opencv
+from twinquant_caffe.opencv_layers import IN_CAFFE, for_opencv
 from twinquant_caffe.prototxt.literal import is_literal
 from twinquant_caffe.prototxt.tree import Field, Message, make
+from twinquant_caffe.shapes import ShapeRule, infer_shapes
 from twinquant_caffe.write import write_net
 
 __all__ = ["RunNet", "open_net"]
@@ -36,7 +37,13 @@ _READ_TEXTS = ("name", "type", "bottom", "top", "python_param")
 _UNKNOWN_LAYER = re.compile(r"Can't create layer \"(?P<name>[^\"]*)\" of type \"(?P<type>[^\"]*)\"")
 
 
-def open_net(net: CaffeNet, wanted: Collection[BlobVersion], *, threads: int | None = None) -> RunNet:
+def open_net(
+    net: CaffeNet,
+    wanted: Collection[BlobVersion],
+    *,
+    threads: int | None = None,
+    rules: Mapping[str, ShapeRule] | None = None,
+) -> RunNet:
     """Read a net into OpenCV: the layers that the wanted tensors depend on, each on its own, nothing fused.
 
     The number of rows of the inputs, their first axis, may differ from batch to batch.
@@ -45,6 +52,7 @@ def open_net(net: CaffeNet, wanted: Collection[BlobVersion], *, threads: int | N
         net: the net; its weights may be lazy.
         wanted: what is looked at.
         threads: threads of OpenCV; None: its own choice.
+        rules: shapes of what layers of registered types write, by type; behind others shapes are not known.
 
     Raises:
         CapabilityError: OpenCV is missing, or a version that reads no Caffe nets.
@@ -56,7 +64,7 @@ def open_net(net: CaffeNet, wanted: Collection[BlobVersion], *, threads: int | N
     fed = [version for version in dict.fromkeys(wanted) if version not in written]
     if not computed:
         return lambda feeds: {version: feeds[version.blob] for version in fed}
-    tapped = _tapped_net(net, computed)
+    tapped = _tapped_net(net, computed, rules)
     with tempfile.TemporaryDirectory(prefix="twinquant-") as folder:
         prototxt, weights = write_net(tapped, Path(folder), "net.prototxt", "net.caffemodel")
         with _explained(cv2, net):
@@ -70,16 +78,16 @@ def open_net(net: CaffeNet, wanted: Collection[BlobVersion], *, threads: int | N
         with _explained(cv2, net), _limited(cv2, threads):
             for name in inputs:
                 opened.setInput(np.ascontiguousarray(feeds[name], np.float32), name)
-            found = opened.forward(names)
-        return {
-            **dict(zip(computed, (np.asarray(array) for array in found), strict=True)),
-            **{version: feeds[version.blob] for version in fed},
-        }
+            found = [np.asarray(array) for array in opened.forward(names)]
+        values = dict(zip(computed, found, strict=True))
+        expected = infer_shapes(net, {name: array.shape for name, array in feeds.items()}, rules)
+        _check_shapes(net, values, expected)
+        return {**values, **{version: feeds[version.blob] for version in fed}}
 
     return run
 
 
-def _tapped_net(net: CaffeNet, wanted: Sequence[BlobVersion]) -> CaffeNet:
+def _tapped_net(net: CaffeNet, wanted: Sequence[BlobVersion], rules: Mapping[str, ShapeRule] | None) -> CaffeNet:
     """Return what OpenCV is given: the needed layers, a blob name for every tensor, and a layer behind each wanted one.
 
     OpenCV calls results by the names of layers, of which several may write, in place, to one blob.
@@ -90,7 +98,8 @@ def _tapped_net(net: CaffeNet, wanted: Sequence[BlobVersion]) -> CaffeNet:
     head: Message = make(name="tapped", input=tuple(version.blob for version in missing))
     if all(shapes.get(version.blob) for version in missing):
         head = head.replaced("input_shape", *(make(dim=shapes[version.blob]) for version in missing))
-    layers = [_for_opencv(layer, names) for layer in needed]
+    known = infer_shapes(net, rules=rules)
+    layers = [step for layer in needed for step in _translated(layer, names, known)]
     # OpenCV cuts a tensor into as many parts as are read: unread ones get a reader, which is never run.
     read = {version for layer in needed for version in layer.reads}
     unread = [version for layer in needed if len(layer.tops) > 1 for version in layer.writes if version not in read]
@@ -128,20 +137,18 @@ def _name_tensors(versions: Sequence[BlobVersion]) -> dict[BlobVersion, str]:
     return names
 
 
-def _for_opencv(layer: Layer, names: Mapping[BlobVersion, str]) -> Layer:
+def _translated(
+    layer: Layer, names: Mapping[BlobVersion, str], shapes: Mapping[BlobVersion, tuple[int, ...]]
+) -> Iterator[Layer]:
     bottoms = tuple(names[version] for version in layer.reads)
     tops = tuple(names[version] for version in layer.writes)
     message = layer.message.without("include", "exclude", "phase", "param")
     message = message.replaced("bottom", *bottoms).replaced("top", *tops)
-    kind = "Convolution" if layer.type in DEPTHWISE else layer.type
-    if layer.type in (*CONVOLUTIONS, DECONVOLUTION):
-        message = message.replaced("type", kind).replaced("convolution_param", _explicit_convolution(layer))
-    if layer.type == "Pooling":
-        message = _with_rounding(message)
-    # OpenCV 4.14 takes a parameter without axes, as Caffe writes a shared slope, for one without values.
-    blobs = tuple(blob if blob.shape else replace(blob, shape=(1,)) for blob in layer.blobs)
-    message = _without_texts(message, kept=_READ_TEXTS)
-    return replace(layer, type=kind, bottoms=bottoms, tops=tops, message=message, blobs=blobs, reads=(), writes=())
+    named = replace(layer, bottoms=bottoms, tops=tops, message=message, reads=(), writes=())
+    for step in for_opencv(named, [shapes.get(version) for version in layer.reads]):
+        # OpenCV 4.14 takes a parameter without axes, as Caffe writes a shared slope, for one without values.
+        blobs = tuple(blob if blob.shape else replace(blob, shape=(1,)) for blob in step.blobs)
+        yield replace(step, message=_without_texts(step.message, kept=_READ_TEXTS), blobs=blobs)
 
 
 def _without_texts(message: Message, kept: Collection[str] = ()) -> Message:
@@ -157,24 +164,21 @@ def _without_texts(message: Message, kept: Collection[str] = ()) -> Message:
     return message if tuple(fields) == message.fields else Message(tuple(fields), message.comments)
 
 
-def _explicit_convolution(layer: Layer) -> Message:
-    """Say what OpenCV does not find out: the groups of depthwise convolutions, and a padding of one axis only."""
-    param = layer.message.message("convolution_param")
-    if layer.type in DEPTHWISE:
-        param = param.replaced("group", read_convolution(layer).group)
-    if param.has("pad_h") != param.has("pad_w"):
-        height, width = read_convolution(layer).pad
-        param = param.replaced("pad_h", height).replaced("pad_w", width)
-    return param
+def _check_shapes(
+    net: CaffeNet, values: Mapping[BlobVersion, Array], expected: Mapping[BlobVersion, tuple[int, ...]]
+) -> None:
+    """Refuse results of other shapes than Caffe's: OpenCV did not read a setting of a layer, or reads it otherwise."""
+    for version, array in values.items():
+        if version in expected and array.shape != expected[version]:
+            writer = next(layer for layer in net.layers if version in layer.writes)
+            raise UnsupportedModelError(
+                f"OpenCV does not run {_name(net)} as Caffe does: what the {writer.type} layer {writer.name!r} writes "
+                f"has the shape {list(array.shape)} in OpenCV, and {list(expected[version])} in Caffe; {IN_CAFFE}"
+            )
 
 
-def _with_rounding(message: Message) -> Message:
-    """Say how a Pooling rounds in the field that OpenCV reads: it does not know BVLC's."""
-    param = message.message("pooling_param")
-    if not param.has("round_mode"):
-        return message
-    up = param.choice("round_mode", ("CEIL", "FLOOR")) == "CEIL"
-    return message.replaced("pooling_param", param.without("round_mode").replaced("ceil_mode", up))
+def _name(net: CaffeNet) -> str:
+    return net.files[0].name if net.files else "the net"
 
 
 @contextmanager
@@ -197,13 +201,14 @@ def _explained(cv2: Any, net: CaffeNet) -> Iterator[None]:
     try:
         yield
     except cv2.error as error:
-        name = net.files[0].name if net.files else "the net"
         unknown = _UNKNOWN_LAYER.search(str(error))
         if unknown is None:
-            raise UnsupportedModelError(f"OpenCV cannot run {name}: {error.err or error}") from error
+            problem = " ".join(str(error.err or error).split())
+            raise UnsupportedModelError(f"OpenCV cannot run {_name(net)}: {problem}; {IN_CAFFE}") from error
         kind = unknown["type"]
+        # Python layers are of one type for OpenCV, whatever their modules.
+        what = "one class for all of them" if kind == "Python" else "a class for it"
         raise UnsupportedModelError(
-            f"OpenCV cannot run {name}: it does not know the type {kind!r} of the layer {unknown['name']!r}. Register "
-            f"a class for it with cv2.dnn_registerLayer({kind!r}, ...), or calibrate in Caffe with "
-            "twinquant_caffe.amct.quantize_model"
+            f"OpenCV cannot run {_name(net)}: it does not know the type {kind!r} of the layer {unknown['name']!r}. "
+            f"Register {what} with cv2.dnn_registerLayer({kind!r}, ...), or {IN_CAFFE}"
         ) from error

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from twinquant_caffe.check.declared import DeclaredLayer
-from twinquant_caffe.insert.heads import DATA_LAYERS, is_for_training
+from twinquant_caffe.data_layers import DATA_LAYERS
+from twinquant_caffe.insert.heads import is_for_training
 from twinquant_caffe.prototxt import Message
 
 __all__ = ["check_inputs", "check_names", "check_types", "check_wiring"]

@@ -52,6 +52,6 @@ def _lowered(net: CaffeNet, plan: QuantPlan, recipe: Recipe) -> CaffeNet:
                 (source,) = layers[-1].tops
             layers += recipe.quant(called.quant, source, layer.name, step.activation)
         layers.append(quantized_layer(layer, step, called, integers=recipe.integers))
-        channels = 1 if recipe.integers else output_channels(layer, step)
+        channels = 1 if recipe.integers else output_channels(layer, step, net)
         layers.append(recipe.dequant(called.dequant, called.accumulator, layer.tops[0], step.output.scale, channels))
     return net.with_layers(layers)

@@ -9,12 +9,13 @@ import numpy as np
 from twinquant.errors import ModelContentError, UnsupportedModelError
 from twinquant.numerics import BiasRangeError, quantize_bias
 from twinquant.plan import LayerKind, LayerPlan
+from twinquant_caffe.channels import count_channels
 from twinquant_caffe.geometry import read_convolution
 from twinquant_caffe.insert.made import float_blob, rewired
 from twinquant_caffe.insert.names import InsertedNames
 from twinquant_caffe.insert.weights import QuantizedValues, pack_integers, scale_table
 from twinquant_caffe.layers import weight_shape
-from twinquant_caffe.net import Blob, Layer
+from twinquant_caffe.net import Blob, CaffeNet, Layer
 from twinquant_caffe.schema import DATA, INT8_DATA, INT32_DATA
 
 __all__ = ["output_channels", "quantized_layer"]
@@ -40,20 +41,21 @@ def quantized_layer(layer: Layer, plan: LayerPlan, names: InsertedNames, *, inte
     return rewired(layer, names.quant, names.accumulator, tuple(blobs))
 
 
-def output_channels(layer: Layer, plan: LayerPlan) -> int:
-    """Return how many channels a quantized layer writes.
+def output_channels(layer: Layer, plan: LayerPlan, net: CaffeNet) -> int:
+    """Return how many channels a quantized layer of a net writes.
 
     Raises:
-        UnsupportedModelError: the shape of what a Pooling reads is not known.
+        UnsupportedModelError: the channels of what a Pooling reads are not known.
     """
     if plan.layer.kind is LayerKind.AVERAGE_POOL:
-        if plan.layer.input_shape is None:
+        channels = count_channels(net).get(layer.reads[0])
+        if channels is None:
             raise UnsupportedModelError(
                 f"layer {layer.name!r}: the number of channels of the blob {layer.bottoms[0]!r} cannot be found, "
-                "because a layer of unknown type or an input without a shape comes before it; the fake-quant net needs "
-                "it. Give the input its shape, or remove the layer's record"
+                "because a layer of unknown type or an input without a shape comes before it, and no convolution "
+                "between; the fake-quant net needs it. Give the input its shape, or remove the layer's record"
             )
-        return plan.layer.input_shape[0]
+        return channels
     if plan.layer.kind is LayerKind.GEMM:
         return weight_shape(layer)[0]
     return read_convolution(layer).num_output

@@ -1,4 +1,4 @@
-"""From a float net to the modified net: rounded weights, and calibration layers in front of the quantized layers."""
+"""From a float net to the modified net: rounded weights, and calibration layers behind the inputs."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from twinquant.calibration.watches import Watch
 from twinquant.records import RecordSet
 from twinquant_caffe.geometry import DECONVOLUTION, read_convolution
 from twinquant_caffe.insert.made import made_layer, rewired
 from twinquant_caffe.layers import weight_shape
-from twinquant_caffe.modified.job import CalibrationJob
+from twinquant_caffe.modified.inputs import is_source
 from twinquant_caffe.modified.weights import FakeQuantizedValues
 from twinquant_caffe.net import CaffeNet, Layer
 from twinquant_caffe.own_layers import CALIBRATION_MODULE
@@ -27,52 +27,44 @@ _SUFFIX = "_calibration_layer"
 _CLASS = "CalibrationLayer"
 
 
-def modify_net(net: CaffeNet, begun: RecordSet, job: CalibrationJob) -> CaffeNet:
+def modify_net(net: CaffeNet, begun: RecordSet, inputs: Sequence[str], *, folder: Path, key: str) -> CaffeNet:
     """Return the net that calibrates when it runs. Weights are rounded when they are written.
+
+    A calibration layer works in place, so that no blob changes its name.
 
     Args:
         net: the float net, fused; it is not modified.
         begun: the scales of the weights of the quantized layers.
-        job: what the calibration layers do; layers that share a watch share a calibration layer.
+        inputs: the blobs behind which calibration layers are put.
+        folder: of the job.
+        key: of the job.
     """
-    names = _names(net, job.watches)
-    reads = {layer: name for watch, name in zip(job.watches, names, strict=True) for layer in watch.layers}
-    first = {watch.layers[0]: index for index, watch in enumerate(job.watches)}
-    layers: list[Layer] = []
+    names = {layer.name for layer in net.layers}
+    at_once = [blob for blob in net.head.texts("input") if blob in inputs]
+    layers = [_calibration_layer(blob, names, folder, key) for blob in at_once]
     for layer in net.layers:
-        if layer.name not in reads:
-            layers.append(layer)
-            continue
-        if layer.name in first:
-            index = first[layer.name]
-            layers.append(_calibration_layer(names[index], layer.bottoms[0], job, index))
-        scale = begun.records[layer.name].scale_w
-        rounded = _with_rounded_weight(layer, scale) if scale.size else layer
-        layers.append(rewired(rounded, reads[layer.name], layer.tops[0], rounded.blobs))
+        record = begun.records.get(layer.name)
+        layers.append(_with_rounded_weight(layer, record.scale_w) if record and record.scale_w.size else layer)
+        if is_source(layer):
+            layers += [_calibration_layer(blob, names, folder, key) for blob in layer.tops if blob in inputs]
     return net.with_layers(layers)
 
 
-def _names(net: CaffeNet, watches: Sequence[Watch]) -> list[str]:
-    """Return a name for each calibration layer and its top that the net does not use."""
-    taken = {layer.name for layer in net.layers} | {version.blob for layer in net.layers for version in layer.writes}
-    names = []
-    for watch in watches:
-        name = f"{watch.layers[0]}{_SUFFIX}"
-        while name in taken:
-            name += "_"
-        taken.add(name)
-        names.append(name)
-    return names
-
-
-def _calibration_layer(name: str, bottom: str, job: CalibrationJob, index: int) -> Layer:
-    settings = json.dumps({"folder": str(job.folder), "watch": index})
+def _calibration_layer(blob: str, names: set[str], folder: Path, key: str) -> Layer:
+    """Return the layer that stores a blob; its name is none of the net's."""
+    name = f"{blob}{_SUFFIX}"
+    while name in names:
+        name += "_"
+    settings = json.dumps({"folder": str(folder), "input": blob, "job": key})
     parameter = make(module=CALIBRATION_MODULE, layer=_CLASS, param_str=settings)
-    return made_layer(name, "Python", (bottom,), (name,), parameters={"python_param": parameter})
+    return made_layer(name, "Python", (blob,), (blob,), parameters={"python_param": parameter})
 
 
 def _with_rounded_weight(layer: Layer, scale: npt.NDArray[np.float32]) -> Layer:
-    """Return a layer whose weight is rounded by scales: float32 `(n,)`, n = 1 or one per output channel."""
+    """Return a layer whose weight is rounded by scales: float32 `(n,)`, n = 1 or one per output channel.
+
+    Its parameters are its own: others that share the weight may be quantized by other scales, or not at all.
+    """
     rows, columns, *window = weight_shape(layer)
     groups = read_convolution(layer).group if layer.type == DECONVOLUTION and scale.size > 1 else scale.size
     weight = FakeQuantizedValues(
@@ -81,4 +73,5 @@ def _with_rounded_weight(layer: Layer, scale: npt.NDArray[np.float32]) -> Layer:
         scale.reshape(groups, -1),
         f"layer {layer.name!r}: the weight",
     )
-    return replace(layer, blobs=(replace(layer.blobs[0], values=weight), *layer.blobs[1:]))
+    blobs = (replace(layer.blobs[0], values=weight), *layer.blobs[1:])
+    return rewired(layer, layer.bottoms[0], layer.tops[0], blobs)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from twinquant.calibration.options import ObserverOptions
+from twinquant.calibration.spool import BatchSpool
 from twinquant.calibration.watches import Watch
 from twinquant.registry import Tap
 
-__all__ = ["CalibrationJob", "job_folder", "record_of"]
+__all__ = ["CalibrationJob", "job_folder", "record_of", "remove_job"]
 
 _FILE = "job.json"
 _ENDING = ".batches"
+_INPUTS = "inputs"
 
 
 def job_folder(record: Path) -> Path:
-    """Return the folder that holds what the calibration layers of a record have seen."""
+    """Return the folder that holds what is known of a record's calibration until it is complete."""
     return Path(f"{record}{_ENDING}")
 
 
@@ -27,26 +30,45 @@ def record_of(folder: Path) -> Path:
     return folder.with_name(folder.name.removesuffix(_ENDING))
 
 
+def remove_job(record: Path) -> None:
+    """Remove the folder of a record, with the batches in it; where there is none, nothing happens."""
+    folder = job_folder(record)
+    # The batches first: as long as there is a job, whoever finds the rest knows what it is.
+    BatchSpool(folder / _INPUTS, ()).clear()
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
 @dataclass(frozen=True, slots=True)
 class CalibrationJob:
     """The calibration that a modified net stands for.
 
     Attributes:
+        key: tells this call of `quantize_model` from all others; the layers of its modified net have it, too.
         record: absolute path of the record file.
+        model: absolute path of the modified net's prototxt.
+        weights: absolute path of its caffemodel.
+        weights_sha256: the fingerprint of that.
         batch_num: how many batches are wanted.
-        watches: what is watched, one for each calibration layer.
-        keep_batches: all batches are kept, and stay when the record is complete.
+        inputs: the blobs that are stored, in the order in which they arrive.
+        watches: what is watched.
+        keep_batches: the stored batches stay when the record is complete.
     """
 
+    key: str
     record: str
+    model: str
+    weights: str
+    weights_sha256: str
     batch_num: int
+    inputs: tuple[str, ...]
     watches: tuple[Watch, ...]
     keep_batches: bool = False
 
     @property
-    def folder(self) -> Path:
-        """The folder that holds what was seen until the record is complete."""
-        return job_folder(Path(self.record))
+    def spool(self) -> BatchSpool:
+        """The batches that are stored until there are enough."""
+        return BatchSpool(job_folder(Path(self.record)) / _INPUTS, self.inputs)
 
     def write(self, folder: Path) -> None:
         """Write the job into a folder that exists, and that becomes its own."""
@@ -59,7 +81,8 @@ class CalibrationJob:
             fields = json.loads((folder / _FILE).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return cls(**{**fields, "watches": tuple(map(_watch, fields["watches"]))})
+        watches = tuple(map(_watch, fields["watches"]))
+        return cls(**{**fields, "inputs": tuple(fields["inputs"]), "watches": watches})
 
 
 def _watch(fields: dict[str, Any]) -> Watch:

@@ -1,70 +1,89 @@
-"""What happens with the values that pass a calibration layer, and how far a calibration is."""
+"""What happens with the values that pass a calibration layer."""
 
 from __future__ import annotations
 
 import json
 import logging
-import shutil
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
-from twinquant.calibration.assemble import complete_records
+from twinquant.calibration.spool import BatchSpool
 from twinquant.errors import CalibrationError, TwinQuantError
-from twinquant.records import read_begun_records, write_record_file
-from twinquant_caffe.modified.job import CalibrationJob, record_of
-from twinquant_caffe.modified.spool import TapSpool
+from twinquant.records import RecordSet, read_begun_records
+from twinquant_caffe.modified.job import CalibrationJob, record_of, remove_job
+from twinquant_caffe.modified.measure import fill_record
+from twinquant_caffe.modified.replay import check_present
 
-__all__ = ["TapObserver", "batches_seen", "failure"]
+__all__ = ["TapObserver"]
 
 _logger = logging.getLogger(__name__)
 
-_FAILURE = "failure.txt"
+_one_at_a_time = threading.Lock()
+"""Nets in several threads may feed one calibration."""
 
 
 class TapObserver:
-    """One calibration layer at work. What has to last is on the disk.
+    """One calibration layer at work, behind one input. What has to last is on the disk.
 
     Args:
-        settings: the layer's param_str: JSON with the job's `folder` and the number of its `watch`.
+        settings: the layer's param_str: JSON with the `folder` of the job, the `input`, and the key of the `job`.
     """
 
     def __init__(self, settings: str) -> None:
         fields = json.loads(settings)
-        self._folder, self._index = Path(fields["folder"]), int(fields["watch"])
-        self._aligned = False
+        self._folder, self._input, self._key = Path(fields["folder"]), str(fields["input"]), fields["job"]
+        self._began = False
         self._warned = False
 
     def observe(self, values: npt.NDArray[Any]) -> None:
         """Take the values of one batch; what comes when the calibration is over just passes.
 
+        The last input of the last batch brings the whole calibration.
+
         Args:
             values: float32, any shape.
 
         Raises:
-            TwinQuantError: the values give no factors, or the record cannot be written; all later batches fail alike.
+            TwinQuantError: the net is older than the job, the values give no factors, or the record cannot be written.
             OSError: the values cannot be stored.
         """
         job = CalibrationJob.read(self._folder)
         if job is None:
             self._warn_if_lost()
             return
-        if reason := failure(job):
+        if job.key != self._key:
+            raise CalibrationError(
+                f"this modified net is older than what {job.record!r} is waiting for: quantize_model was called again; "
+                f"run {job.model!r}"
+            )
+        with _one_at_a_time:
+            self._receive(job, values)
+
+    def _receive(self, job: CalibrationJob, values: npt.NDArray[Any]) -> None:
+        spool = job.spool
+        # The record may be complete: batches were kept, or the process that filled it was killed before it cleaned up.
+        if (spool.count >= job.batch_num or not spool.is_open) and _is_complete(read_begun_records(Path(job.record))):
+            _clean_up(job)
+            return
+        check_present(job)
+        if self._began and not spool.is_open:
+            raise _taken_over(job)
+        if dropped := spool.open():
+            _logger.warning("%d of %d batches that another process stored are dropped", dropped, job.batch_num)
+        self._began = True
+        if reason := spool.failure():
             raise CalibrationError(reason)
-        spool = TapSpool(job, self._index)
         try:
-            if not self._aligned:
-                self._align(job, spool)
-            if spool.count < job.batch_num:
-                spool.add(values)
-            if spool.count >= job.batch_num and batches_seen(job) >= job.batch_num:
-                _finish(job)
-            elif self._index == len(job.watches) - 1:
-                _logger.info("%d of %d batches seen", batches_seen(job), job.batch_num)
+            _take(job, spool, self._input, values)
         except TwinQuantError as error:
-            (job.folder / _FAILURE).write_text(str(error), encoding="utf-8")
+            if not spool.is_open:
+                raise _taken_over(job) from error
+            spool.fail(str(error))
             raise
 
     def _warn_if_lost(self) -> None:
@@ -74,40 +93,41 @@ class TapObserver:
         self._warned = True
         record = record_of(self._folder)
         with suppress(OSError, TwinQuantError):  # what else is wrong with the record is told when it is used
-            if any(entry.scale_d is None for entry in read_begun_records(record)):
+            if not _is_complete(read_begun_records(record)):
                 _logger.warning(
                     "%s is not complete, and what was seen for it is gone with %s; call quantize_model again",
                     record,
                     self._folder,
                 )
 
-    def _align(self, job: CalibrationJob, spool: TapSpool) -> None:
-        """Forget the batch of a net that was killed in the middle of it: some layers have seen it, others not."""
-        self._aligned = True
-        complete = batches_seen(job)
-        if spool.count > complete:
-            spool.cut(complete)
+
+def _taken_over(job: CalibrationJob) -> CalibrationError:
+    return CalibrationError(
+        f"the batches that this process stored for {job.record!r} are gone: another process runs {job.model!r}, too; "
+        "one has to run all batches"
+    )
 
 
-def batches_seen(job: CalibrationJob) -> int:
-    """Return how many batches all calibration layers have seen."""
-    return min(TapSpool(job, index).count for index in range(len(job.watches)))
+def _is_complete(records: RecordSet) -> bool:
+    """Tell whether the modified net has nothing to add to a record: `quantize_model` begins it for every layer."""
+    return len(records) > 0 and all(entry.scale_d is not None for entry in records)
 
 
-def failure(job: CalibrationJob) -> str | None:
-    """Return why the batches give no factors; None if nothing was noted."""
-    file = job.folder / _FAILURE
-    return file.read_text(encoding="utf-8") if file.is_file() else None
+def _take(job: CalibrationJob, spool: BatchSpool, name: str, values: npt.NDArray[Any]) -> None:
+    """Store an input; with the last one wanted, fill the record and remove what was stored."""
+    if spool.count < job.batch_num:
+        if not np.isfinite(values).all():
+            raise CalibrationError(f"input {name!r}, batch {spool.count + 1}: it holds NaN or infinity")
+        if not spool.add_input(name, values):
+            return
+        _logger.info("%d of %d batches seen", spool.count, job.batch_num)
+    # There may have been enough before: the calibration itself was interrupted.
+    if spool.count >= job.batch_num:
+        fill_record(job)
+        _logger.info("%s is complete", job.record)
+        _clean_up(job)
 
 
-def _finish(job: CalibrationJob) -> None:
-    """Find the factors, write the record and remove what was kept. Done already, it is left alone."""
-    record = Path(job.record)
-    begun = read_begun_records(record)
-    if all(entry.scale_d is not None for entry in begun):
-        return
-    stations = [TapSpool(job, index).finished_station() for index in range(len(job.watches))]
-    write_record_file(complete_records(begun, stations), record)
+def _clean_up(job: CalibrationJob) -> None:
     if not job.keep_batches:
-        shutil.rmtree(job.folder)
-    _logger.info("%s is complete", record)
+        remove_job(Path(job.record))

@@ -8,8 +8,7 @@ from twinquant.plan import LayerKind
 from twinquant.plan.rules import KIND_RULES
 from twinquant.records import LayerRecord, RecordSet, parse_record_file, read_begun_records
 from twinquant_caffe.layers import describe_layers
-from twinquant_caffe.modified.job import CalibrationJob, job_folder
-from twinquant_caffe.modified.observation import batches_seen, failure
+from twinquant_caffe.modified.job import CalibrationJob, job_folder, remove_job
 from twinquant_caffe.modified.quantize import CalibrationGraph
 from twinquant_caffe.net import CaffeNet
 
@@ -29,8 +28,11 @@ def finished_records(graph: CalibrationGraph) -> RecordSet:
     begun = read_begun_records(graph.record)
     missing = _missing(net, config, begun)
     job = CalibrationJob.read(job_folder(graph.record))
-    if not missing and (job is None or job.keep_batches):
-        return parse_record_file(graph.record)
+    if not missing:
+        records = parse_record_file(graph.record)
+        if job is not None and not job.keep_batches:
+            remove_job(graph.record)  # the process that filled the record was killed before it could
+        return records
     layers = f"{len(missing)} layer{'' if len(missing) == 1 else 's'}: {'; '.join(missing)}"
     where = f"record file {str(graph.record)!r}"
     if job is None:
@@ -38,8 +40,8 @@ def finished_records(graph: CalibrationGraph) -> RecordSet:
             f"{where} lacks factors of {layers}. batch_num forward passes have to be run first: call quantize_model "
             f"and run the modified net on {config.batch_num} batches; or switch the layers off in the configuration"
         )
-    reason = failure(job)
-    how_far = reason or f"{batches_seen(job)} of {job.batch_num} batches seen"
+    cut_off = ", but the calibration with them was cut off" if job.spool.count >= job.batch_num else ""
+    how_far = job.spool.failure() or f"{job.spool.count} of {job.batch_num} batches seen{cut_off}"
     raise RecordFileError(
         f"{where}: calibration has not finished: {how_far}. The modified net has to run batch_num ({job.batch_num}) "
         f"forward passes first. Factors are missing for {layers}"

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from twinquant.calibration.assemble import begin_records
+from twinquant.calibration.digests import digest_file
 from twinquant.calibration.settings import check_supported, trained_layers
 from twinquant.calibration.watches import plan_watches
 from twinquant.config import QuantConfig, read_config
-from twinquant.errors import ArgumentError, OutputPathError
+from twinquant.errors import ArgumentError, OutputPathError, UnsupportedModelError
 from twinquant.records import write_unfinished_record
 from twinquant_caffe.framework import CaffeFramework
 from twinquant_caffe.fuse import fuse_net
 from twinquant_caffe.layers import describe_layers
 from twinquant_caffe.load import load_net
 from twinquant_caffe.modified.edit import modify_net
+from twinquant_caffe.modified.inputs import fed_blobs
 from twinquant_caffe.modified.job import CalibrationJob, job_folder
 from twinquant_caffe.modified.placing import all_or_none, put, staging_beside
 from twinquant_caffe.net import CaffeNet
 from twinquant_caffe.write import write_net
 
-__all__ = ["CalibrationGraph", "absolute", "drop_batches", "make_calibrating_net", "open_graph"]
+__all__ = ["CalibrationGraph", "absolute", "make_calibrating_net", "open_graph"]
 
 StrPath = str | os.PathLike[str]
 
@@ -84,7 +87,7 @@ def make_calibrating_net(
         graph: the calibration.
         model: the prototxt to write.
         weights: the caffemodel to write.
-        keep_batches: whether the batches that the calibration layers see stay when the record is complete.
+        keep_batches: whether the stored batches stay when the record is complete.
     """
     model_file, weights_file = absolute(model), absolute(weights)
     if model_file == weights_file:
@@ -96,9 +99,11 @@ def make_calibrating_net(
     watches = plan_watches(layers, config)
     watched = {layer for watch in watches for layer in watch.layers}
     begun = begin_records(CaffeFramework(), net, [layer for layer in layers if layer.name in watched], config, {})
-    job = CalibrationJob(str(graph.record), config.batch_num, watches, keep_batches)
-    modified = modify_net(net, begun, job)
-    seen = job_folder(graph.record)
+    inputs = fed_blobs(net, [watch.tap.layer for watch in watches])
+    if watches and not inputs:
+        raise UnsupportedModelError("no quantized layer depends on an input, so there is nothing to calibrate with")
+    seen, key = job_folder(graph.record), secrets.token_hex(16)
+    modified = modify_net(net, begun, inputs, folder=seen, key=key)
     with staging_beside((model_file, weights_file, graph.record)) as staging, all_or_none() as undo:
         model_staging, staged_record = staging[model_file], Path(tempfile.mkdtemp(dir=staging[graph.record]))
         written = write_net(modified, staging[weights_file], model_file.name, weights_file.name)
@@ -106,6 +111,17 @@ def make_calibrating_net(
         progress = f"{config.batch_num} batches have to be seen by {str(model_file)!r}"
         write_unfinished_record(begun, staged_record / graph.record.name, progress)
         (staged_record / seen.name).mkdir()
+        job = CalibrationJob(
+            key,
+            str(graph.record),
+            str(model_file),
+            str(weights_file),
+            digest_file(written[1]),
+            config.batch_num,
+            inputs,
+            watches,
+            keep_batches,
+        )
         job.write(staged_record / seen.name)
         # The net comes last: whoever finds it finds the rest in place.
         put(staged_record / seen.name, seen, undo)
@@ -113,13 +129,6 @@ def make_calibrating_net(
         put(written[1], weights_file, undo)
         put(staged_model, model_file, undo)
     return job
-
-
-def drop_batches(record: Path) -> None:
-    """Remove what the calibration layers of a record have seen."""
-    folder = job_folder(record)
-    if folder.exists():
-        shutil.rmtree(folder)
 
 
 def _refuse_folders(files: tuple[Path, ...]) -> None:

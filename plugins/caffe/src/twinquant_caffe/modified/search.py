@@ -14,8 +14,9 @@ from twinquant.calibration.evaluation import ModelEvaluator, choose_similarity
 from twinquant.errors import ArgumentError
 from twinquant.outputs import parse_save_path
 from twinquant.records import RecordSet
+from twinquant_caffe.modified.job import remove_job
 from twinquant_caffe.modified.progress import finished_records
-from twinquant_caffe.modified.quantize import StrPath, drop_batches, make_calibrating_net, open_graph
+from twinquant_caffe.modified.quantize import StrPath, make_calibrating_net, open_graph
 from twinquant_caffe.modified.sensitivity import layer_similarities
 
 __all__ = ["calibrate_for_accuracy"]
@@ -91,5 +92,5 @@ def calibrate_for_accuracy(
                 folder=folder,
             )
         finally:
-            drop_batches(graph.record)
+            remove_job(graph.record)
     save_model(net, kept, save_dir, framework="caffe")

@@ -17,7 +17,7 @@ from twinquant_caffe.insert import build_twin
 from twinquant_caffe.insert.made import rewired
 from twinquant_caffe.layers import describe_layers
 from twinquant_caffe.modified.job import CalibrationJob
-from twinquant_caffe.modified.spool import TapSpool
+from twinquant_caffe.modified.replay import load_replay, open_taps
 from twinquant_caffe.net import CaffeNet, Layer, make_net
 from twinquant_caffe.prototxt.tree import make
 from twinquant_caffe.run import open_net
@@ -34,7 +34,8 @@ def layer_similarities(
 ) -> Mapping[str, float]:
     """Compare each layer's float output with its quantized one, for what it was given in the first batch.
 
-    One layer after the other is run on its own, in OpenCV.
+    That batch runs through the modified net again, and each layer is run on its own, in OpenCV, as soon as what it
+    reads is there.
 
     Args:
         net: the float net, fused.
@@ -49,20 +50,24 @@ def layer_similarities(
         CalibrationError: the batches are gone.
         CapabilityError: OpenCV is missing.
     """
-    spools = {layer: TapSpool(job, index) for index, watch in enumerate(job.watches) for layer in watch.layers}
+    feeds = job.spool.batch(0)
+    if feeds is None:
+        raise CalibrationError(f"the batches of {job.model!r} are gone; no sensitivity can be measured")
+    run = open_taps(load_replay(job), [watch.tap for watch in job.watches])
     found = {}
-    for layer in net.layers:
-        if layer.name not in records.records:
-            continue
-        values = next(spools[layer.name].batches(), None)
-        if values is None:
-            raise CalibrationError(f"the batches of layer {layer.name!r} are gone; its sensitivity cannot be measured")
-        alone = _net_of_one(layer, values.shape)
-        own = RecordSet({layer.name: records.records[layer.name]}, records.dialect)
-        plan = build_plan(own, describe_layers(alone), CaffeFramework.name)
-        quantized = build_twin(alone, plan, Flavor.FAKE_QUANT)
-        found[layer.name] = float(similarity(_output(alone, values), _output(quantized, values)))
-    return found
+    for watch, (_, (values,)) in zip(job.watches, run(feeds), strict=True):
+        for name in watch.layers:
+            if name in records.records:
+                found[name] = _similarity(net.layer(name), records, values, similarity)
+    return {layer.name: found[layer.name] for layer in net.layers if layer.name in found}
+
+
+def _similarity(layer: Layer, records: RecordSet, values: Array, similarity: Similarity) -> float:
+    """Compare what a layer makes of what it is given, in float and quantized."""
+    alone = _net_of_one(layer, values.shape)
+    own = RecordSet({layer.name: records.records[layer.name]}, records.dialect)
+    quantized = build_twin(alone, build_plan(own, describe_layers(alone), CaffeFramework.name), Flavor.FAKE_QUANT)
+    return float(similarity(_output(alone, values), _output(quantized, values)))
 
 
 def _net_of_one(layer: Layer, shape: tuple[int, ...]) -> CaffeNet:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ from twinquant.errors import VerificationError
 from twinquant.verification import LayerVerdict, VerifyReport
 from twinquant_caffe.deploy_net import connect, read_deploy
 from twinquant_caffe.insert.heads import for_the_device
-from twinquant_caffe.insert.python_style import needs_module
+from twinquant_caffe.insert.python_style import is_python_quant, needs_module
+from twinquant_caffe.net import CaffeNet, Layer
 from twinquant_caffe.opencv import import_opencv
 from twinquant_caffe.prototxt import Message
 from twinquant_caffe.python_layers import QuantLayer
+from twinquant_caffe.shapes import ShapeRule, same_shape
 from twinquant_caffe.verify.contents import check_contents
 from twinquant_caffe.verify.dynamic import judge_on_data
 from twinquant_caffe.verify.feeds import make_feeds
@@ -51,12 +53,8 @@ def verify_twins(fake_quant: Path, deploy: Path, data: Mapping[str, Any] | None 
         raise VerificationError(f"{str(deploy)!r} has no quantized layer: there is nothing to verify")
     check_contents(pairing, deployed, fake_files)
     feeds = make_feeds(net, data)
-    with ExitStack() as stack:
-        if needs_module(fake):
-            cv2 = import_opencv()
-            cv2.dnn_registerLayer("Python", QuantLayer)
-            stack.callback(cv2.dnn_unregisterLayer, "Python")
-        verdicts, outputs = judge_on_data(pairing, net, fake, feeds)
+    with _runnable(fake) as (runnable, rules):
+        verdicts, outputs = judge_on_data(pairing, net, runnable, feeds, rules)
     judged = {verdict.name: verdict for verdict in verdicts}
     findings = pairing.findings
     layers: list[LayerVerdict] = []
@@ -66,6 +64,30 @@ def verify_twins(fake_quant: Path, deploy: Path, data: Mapping[str, Any] | None 
         problems = (*findings.layers.get(name, ()), *verdict.problems)
         layers.append(replace(verdict, problems=problems, agree=verdict.agree and not problems))
     return VerifyReport(tuple(layers), tuple(outputs), tuple(findings.general))
+
+
+@contextmanager
+def _runnable(fake: CaffeNet) -> Iterator[tuple[CaffeNet, Mapping[str, ShapeRule]]]:
+    """Give a fake-quant net that OpenCV can run, and the shapes of our layers in it.
+
+    The type Python is left to the Python layers of the user's.
+    """
+    if not needs_module(fake):
+        yield fake, {}
+        return
+    cv2 = import_opencv()
+    kind = f"TwinQuantFakeQuant{id(fake):x}"
+    cv2.dnn_registerLayer(kind, QuantLayer)
+    try:
+        # The tensors keep their names and versions, by which the pairing knows them.
+        layers = [_renamed(layer, kind) if is_python_quant(layer) else layer for layer in fake.layers]
+        yield fake.with_layers(layers), {kind: same_shape}
+    finally:
+        cv2.dnn_unregisterLayer(kind)
+
+
+def _renamed(layer: Layer, kind: str) -> Layer:
+    return replace(layer, type=kind, message=layer.message.replaced("type", kind))
 
 
 def _types(message: Message) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from twinquant_caffe.deploy_runner import DeployRunner
 from twinquant_caffe.integer_layers import accumulate, dequantize, is_integral, quantize, spread
 from twinquant_caffe.net import BlobVersion, CaffeNet
 from twinquant_caffe.run import open_net
+from twinquant_caffe.shapes import ShapeRule
 from twinquant_caffe.verify.pairing import Pairing, QuantizedPair
 
 __all__ = ["judge_on_data"]
@@ -34,9 +36,20 @@ _TOLERANCE = 1e-5
 
 
 def judge_on_data(
-    pairing: Pairing, deploy: DeployNet, fake: CaffeNet, feeds: Mapping[str, Float32Array]
+    pairing: Pairing,
+    deploy: DeployNet,
+    fake: CaffeNet,
+    feeds: Mapping[str, Float32Array],
+    rules: Mapping[str, ShapeRule] | None = None,
 ) -> tuple[list[LayerVerdict], list[LayerVerdict]]:
     """Run both twins on an input and judge every layer.
+
+    Args:
+        pairing: the twins side by side.
+        deploy: the deploy twin.
+        fake: the fake-quant twin.
+        feeds: an array for every input.
+        rules: shapes of what layers of registered types write in the fake-quant twin, by type.
 
     Returns:
         a verdict for every quantized layer that both twins have, and one for every output.
@@ -48,7 +61,7 @@ def judge_on_data(
     results = [pair.dequant.writes[0] for pair in pairing.quantized]
     wanted = [version for pair in pairing.quantized for version in _tensors(pair)]
     try:
-        found = open_net(fake, [*wanted, *fake.outputs])(feeds)
+        found = open_net(fake, [*wanted, *fake.outputs], rules=rules)(feeds)
     except UnsupportedModelError as error:
         raise VerificationError(f"the fake-quant twin does not run: {error}") from error
     free: Tensors = {}
@@ -82,25 +95,28 @@ def _difference(version: BlobVersion, free: Tensors, found: Tensors) -> float | 
 def _judge(pair: QuantizedPair, found: Tensors) -> LayerVerdict:
     name, op_type = pair.deploy.layer.name, pair.deploy.layer.type
     activation, integers, total, result = (found[version] for version in _tensors(pair))
+    undefined = int(np.count_nonzero(np.isnan(activation)))
     quantized = quantize(pair.deploy.quant, activation)
-    problem = judge_integers("the quantized activation", quantized, integers)
+    problem = judge_integers("the quantized activation", quantized, _known(quantized, integers, undefined))
     try:
         accumulator = accumulate(pair.deploy, quantized)
         product = dequantize(pair.deploy, accumulator)
     except (VerificationError, ValueError) as error:
         return LayerVerdict(name, op_type, False, tuple(text for text in (problem, str(error)) if text))
+    total, result = _known(accumulator.total, total, undefined), _known(product, result, undefined)
     ones = np.ones(1, np.float32)
     allowed = allowed_difference(accumulator, ones)
-    if not is_integral(pair.deploy):
-        allowed = allowed + _TOLERANCE * np.maximum(np.abs(accumulator.total), 1.0)
-    sums = judge_values("the accumulator", accumulator.total, total.astype(np.float64), allowed)
     inexact = allowed_difference(accumulator, spread(pair.deploy.scale, product.ndim))
     tolerance = inexact + _TOLERANCE * np.abs(product.astype(np.float64))
     if not is_integral(pair.deploy):
+        allowed = allowed + _TOLERANCE * np.maximum(np.abs(accumulator.total), 1.0)
         tolerance = tolerance + _TOLERANCE * float(pair.deploy.scale.max())
+    # The mean of a window with nothing in it is NaN in both twins; what is allowed there is not NaN, but nothing.
+    allowed, tolerance = np.nan_to_num(allowed, nan=0.0), np.nan_to_num(tolerance, nan=0.0)
+    sums = judge_values("the accumulator", accumulator.total, total.astype(np.float64), allowed)
     judgement = judge_values("the dequantized output", product, result, tolerance)
     problems = tuple(text for text in (problem, sums.problem, judgement.problem) if text)
-    note = overflow_note(accumulator)
+    notes = (_nan_note(undefined), overflow_note(accumulator) if is_integral(pair.deploy) else None)
     return LayerVerdict(
         name,
         op_type,
@@ -108,5 +124,20 @@ def _judge(pair: QuantizedPair, found: Tensors) -> LayerVerdict:
         problems,
         judgement.difference,
         judgement.tolerance,
-        notes=() if note is None else (note,),
+        notes=tuple(note for note in notes if note),
+    )
+
+
+def _known(simulated: npt.NDArray[Any], found: Float32Array, undefined: int) -> npt.NDArray[Any]:
+    """Return what was found, and what was simulated where NaNs in the activation made NaNs of it."""
+    if not undefined or simulated.shape != found.shape:
+        return found
+    return np.where(np.isnan(found), simulated, found)
+
+
+def _nan_note(undefined: int) -> str | None:
+    if not undefined:
+        return None
+    return (
+        f"{undefined} values of its activation are NaN, for which no integer stands; what comes of them is not compared"
     )
