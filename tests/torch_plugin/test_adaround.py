@@ -13,8 +13,11 @@ from onnx import numpy_helper
 from torch import nn
 
 import twinquant
-from twinquant.errors import CalibrationError, ModelContentError, UnsupportedModelError
+from twinquant.config import create_config
+from twinquant.errors import CalibrationError, ConfigError, ModelContentError, UnsupportedModelError
+from twinquant_torch import TorchModel
 from twinquant_torch.adaround import AdaParams, adaround_weight
+from twinquant_torch.framework import TorchFramework
 from twinquant_torch.patches import Patches
 
 SHORT = AdaParams(num_iteration=400)
@@ -32,7 +35,6 @@ LAYERS = {
         lambda: nn.Conv2d(4, 6, (2, 3), dilation=(2, 1), padding="same"),
         (3, 4, 7, 7),
     ),
-    "conv2d, reflecting": (lambda: nn.Conv2d(4, 6, 3, padding=(1, 2), padding_mode="reflect"), (3, 4, 7, 7)),
     "conv2d, one image without a batch": (lambda: nn.Conv2d(4, 6, 3), (4, 9, 9)),
     "conv3d": (lambda: nn.Conv3d(2, 4, (2, 3, 3), padding="valid"), (2, 2, 4, 5, 5)),
     "transposed conv1d": (lambda: nn.ConvTranspose1d(4, 6, 3, stride=2), (3, 4, 6)),
@@ -193,6 +195,29 @@ def test_other_layers_are_refused():
     layer = nn.Embedding(20, 6)
     with pytest.raises(UnsupportedModelError, match="not Embedding"):
         adaround_weight(layer, layer.weight, np.ones(1, np.float32), 4, [], SHORT)
+
+
+class PartlyFunctional(nn.Module):
+    """A layer that can be trained, and one that cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.matrix = nn.Linear(4, 4), nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, x):
+        return torch.relu(self.fc(x)) @ self.matrix
+
+
+def test_a_setting_for_all_layers_leaves_out_those_that_cannot_be_trained_and_says_so(caplog):
+    layers = TorchFramework().load(TorchModel(PartlyFunctional().eval(), torch.ones(2, 4))).layers
+    (other,) = (layer.name for layer in layers if layer.op_type == "MatMul")
+    config = create_config(layers, overrides={"weight_algorithm": "ada_quantize"})
+    algorithms = {name: layer.weight.algorithm for name, layer in config.layers.items()}
+    assert algorithms == {"fc": "ada_quantize", other: "arq_quantize"}
+    (told,) = caplog.messages
+    assert f"arq_quantize instead of ada_quantize: {other!r}: ada_quantize trains layers that are modules" in told
+    with pytest.raises(ConfigError, match=f"layer '{other}': ada_quantize trains layers that are modules"):
+        create_config(layers, overrides={"layers": {other: {"weight_algorithm": "ada_quantize"}}})
 
 
 class Digits(nn.Module):

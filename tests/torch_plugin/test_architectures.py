@@ -137,6 +137,15 @@ class Bert(nn.Module):
         return x, torch.tanh(self.pooler(x[:, 0]))
 
 
+class Decoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerDecoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x, memory):
+        return self.layer(x, memory)
+
+
 class Audio(nn.Module):
     def __init__(self):
         super().__init__()
@@ -153,8 +162,9 @@ class Audio(nn.Module):
 class Volume(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv, self.norm, self.deep = nn.Conv3d(1, 4, 3, padding=1), nn.BatchNorm3d(4), nn.Conv3d(4, 6, 3)
-        self.up = nn.ConvTranspose3d(6, 2, 2, 2)
+        # onnxscript makes a bias of a wrong shape for a Conv3d without one.
+        self.conv, self.norm = nn.Conv3d(1, 4, 3, padding=1, bias=False), nn.BatchNorm3d(4)
+        self.deep, self.up = nn.Conv3d(4, 6, 3), nn.ConvTranspose3d(6, 2, 2, 2)
 
     def forward(self, x):
         return self.up(F.relu(self.deep(F.relu(self.norm(self.conv(x))))))
@@ -251,6 +261,14 @@ CASES = {
         "block.attention.qkv block.attention.proj block.mlp.0 block.mlp.2 pooler",
         "block.attention.scaled_dot_product_attention",
     ),
+    "decoder with cross-attention": Case(
+        Decoder,
+        lambda: (torch.randn(2, 5, 8), torch.randn(2, 4, 8)),
+        # The weights of queries, and of keys and values, are parts of one parameter.
+        "layer.self_attn.linear layer.self_attn.out_proj layer.multihead_attn.linear layer.multihead_attn.linear_1 "
+        "layer.multihead_attn.out_proj layer.linear1 layer.linear2",
+        "layer.self_attn.scaled_dot_product_attention",
+    ),
     "audio, Conv1d": Case(Audio, lambda: (torch.randn(2, 1, 64),), "net.0 net.3 net.4 up fc"),
     "volumes, Conv3d": Case(Volume, lambda: (torch.randn(2, 1, 8, 8, 8),), "conv deep up"),
     "LSTM": Case(lambda: Recurrent("LSTM"), sequences, "rnn fc"),
@@ -280,7 +298,7 @@ def made(case: Case) -> tuple[nn.Module, Inputs]:
     return module.eval(), case.inputs()
 
 
-NEEDS_DYNAMO = {"vision transformer", "BERT", "functional layers"}
+NEEDS_DYNAMO = {"vision transformer", "BERT", "decoder with cross-attention", "functional layers"}
 """The older exporter, which is all that old releases of torch have, gives functional layers other names."""
 
 with_dynamo = pytest.mark.skipif(
@@ -377,6 +395,21 @@ def test_a_torchscript_module_is_refused(tmp_path):
     module = torch.jit.ScriptModule()
     with pytest.raises(UnsupportedModelError, match=r"pass the torch\.nn\.Module that was scripted or traced"):
         twinquant.quantize(module.eval(), [x.numpy()], tmp_path / "net", batch_num=1, example_inputs=x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # torch's own, about what is used here
+def test_modules_inside_that_cannot_be_exported_are_named(tmp_path):
+    x = torch.randn(2, 4)
+    scripted = nn.Sequential(nn.Linear(4, 4), torch.jit.ScriptModule().eval())
+    quantized = nn.Sequential(nn.Linear(4, 4), torch.ao.nn.quantized.dynamic.Linear(4, 4))
+    projected = nn.Sequential(nn.LSTM(4, 4, proj_size=2))
+    for module, message in (
+        (scripted, r"module '1' of the model is a TorchScript module"),
+        (quantized, r"module '1' of the model \(Linear\) is quantized already.*pass the float model"),
+        (projected, r"module '0' of the model \(LSTM\) has proj_size=2"),
+    ):
+        with pytest.raises(UnsupportedModelError, match=message):
+            twinquant.quantize(module.eval(), [x], tmp_path / "net", batch_num=1, example_inputs=x)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # torch.compile itself

@@ -1,6 +1,10 @@
 """What is exported: names, axes, precision, refusals; with either of torch's exporters."""
 
+import logging
 import os
+import sys
+import threading
+import warnings
 
 import numpy as np
 import onnx
@@ -16,6 +20,7 @@ from twinquant.errors import ArgumentError, DataError, UnsupportedModelError  # 
 from twinquant.registry import Tap  # noqa: E402
 from twinquant_torch import TorchModel  # noqa: E402
 from twinquant_torch.framework import TorchFramework  # noqa: E402
+from twinquant_torch.quiet import quiet  # noqa: E402
 
 
 def has_dynamo():
@@ -312,6 +317,38 @@ def test_big_weights_of_the_older_exporter_live_as_long_as_the_graph(monkeypatch
     assert not folder.exists()
 
 
+def test_a_length_that_the_exporter_keeps_is_found_and_named():
+    class Unrolled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.LSTMCell(3, 4)
+
+        def forward(self, x):
+            state = x.new_zeros(x.shape[0], 4), x.new_zeros(x.shape[0], 4)
+            for step in range(x.shape[1]):
+                state = self.cell(x[:, step], state)
+            return state[0]
+
+    with pytest.raises(
+        UnsupportedModelError, match=r"any length of axis 1 of 'x' \('t'\): with another one, it"
+    ) as caught:
+        load(Unrolled(), torch.randn(2, 3, 3), dynamic_axes={"x": {0: "n", 1: "t"}})
+    assert "Leave the axis out of dynamic_axes" in str(caught.value)
+    assert not has_dynamo() or "You marked t as dynamic but your code specialized it" in str(caught.value)
+
+
+def test_an_operator_that_onnx_has_not_is_called_so(capfd):
+    class Pooled(nn.Module):
+        def forward(self, x):
+            return F.adaptive_max_pool2d(x, (3, 4))
+
+    with pytest.raises(UnsupportedModelError, match=r"adaptive_max_pool2d.*ONNX has no counterpart") as caught:
+        load(Pooled(), torch.randn(1, 2, 8, 9))
+    text = str(caught.value)
+    assert not any(noise in text for noise in ("branch", "http", "Caused by", "\x1b", "pull request"))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_check_of_shapes_is_no_branch_on_values(exporter):
     class Checking(nn.Module):
         def __init__(self):
@@ -326,18 +363,29 @@ def test_a_check_of_shapes_is_no_branch_on_values(exporter):
     assert list(quantizable(load(Checking(), torch.randn(2, 4)))) == ["fc"]
 
 
-def test_what_exporters_write_beside_python_does_not_reach_the_terminal(capfd):
-    def exporter_of(_):
-        os.write(1, b"from C++")
-        os.write(2, b"from C++, too")
-        raise ValueError("no")
+def test_only_what_the_exporters_write_is_kept_from_the_terminal(capfd, caplog):
+    def somebody_else():
+        print("our own")
+        print("our own, too", file=sys.stderr)
+        logging.getLogger("torch.elsewhere").error("our own record")
+        warnings.warn("our own warning", UserWarning, stacklevel=1)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(twinquant_torch.export, "_exporters", lambda _: [("noisy", exporter_of)])
-        with pytest.raises(UnsupportedModelError, match="noisy exporter: no"):
-            load(nn.Linear(4, 4), torch.randn(2, 4))
-    os.write(1, b"our own")
-    assert capfd.readouterr() == ("our own", "")
+    with pytest.warns(UserWarning, match="our own warning") as shown, quiet([], descriptors=True):
+        thread = threading.Thread(target=somebody_else)
+        thread.start()
+        print("from Python")
+        logging.getLogger("onnxscript.optimizer").warning("from a logger")
+        warnings.warn("from a warning", UserWarning, stacklevel=1)
+        os.write(2, b"[W1128 23:00:00.1 shape.cpp:5] Warning: from C++ (function f)\n")
+        os.write(1, b"Torch IR graph at exception: graph(%x : Tensor):\n  %y = f(%x)\n  return (%y)\n\n")
+        os.write(1, b"and ours\n")
+        thread.join()
+    assert [str(warning.message) for warning in shown] == ["our own warning"]
+    assert caplog.messages == ["our own record"]
+    print("the end")
+    output, errors = capfd.readouterr()
+    assert sorted(output.splitlines()) == ["and ours", "our own", "the end"]
+    assert errors == "our own, too\n"
 
 
 def test_the_fallback_to_the_older_exporter_is_logged_with_the_reason(monkeypatch, caplog):

@@ -1,17 +1,21 @@
 """The user's model stays as it is, whatever its forward does."""
 
 import threading
+import types
 
 import pytest
 
 import twinquant
 import twinquant_torch.amct as amct
-from twinquant.errors import DataError, UnsupportedModelError
+from twinquant.errors import ArgumentError, DataError, UnsupportedModelError
 
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402  torch may be absent
 
+import twinquant_torch.export  # noqa: E402
+from twinquant_torch import TorchModel  # noqa: E402
+from twinquant_torch.framework import TorchFramework  # noqa: E402
 from twinquant_torch.working_copy import WorkingCopy  # noqa: E402
 
 
@@ -51,6 +55,9 @@ def test_buffers_attributes_and_random_numbers_stay(x):
     before = torch.get_rng_state()
     amct.create_quant_config("config.json", net, x)
     module = amct.quantize_model("config.json", "modified.onnx", "record.txt", net, x)
+    for refused in (module, nn.Sequential(module)):
+        with pytest.raises(ArgumentError, match=r"is a calibration model.*or calibration_model\.model"):
+            TorchFramework().load(TorchModel(refused, x))
     twinquant.quantize(net, [x], "model", example_inputs=x, batch_num=1)
     assert (float(net.number), net.calls, net.last) == (0, 0, None)
     assert torch.equal(torch.get_rng_state(), before)
@@ -82,9 +89,39 @@ def test_a_model_that_cannot_be_copied_has_its_buffers_restored_and_that_is_said
     with caplog.at_level("INFO", logger="twinquant_torch"):
         amct.create_quant_config("config.json", net, x)
     assert float(net.number) == 0
-    assert any("Locked cannot be copied" in line for line in caplog.messages)
+    (told, *_) = (line for line in caplog.messages if "Locked cannot be copied" in line)
+    assert "counters and results that it keeps as attributes are not" in told
     amct.quantize_model("config.json", "modified.onnx", "record.txt", net, x)(x)
     amct.save_model("modified.onnx", "record.txt", "model")
+
+
+def test_a_forward_that_holds_on_to_the_module_is_not_run_in_a_copy(caplog):
+    net = nn.Sequential(Counting())
+    inner, own = net[0], net[0].forward
+    inner.forward = lambda x: 2 * own(x)
+    with caplog.at_level("INFO", logger="twinquant_torch"):
+        assert WorkingCopy.of(net).module is net
+    assert "the forward of its module '0' was replaced" in caplog.text
+    inner.forward = types.MethodType(Counting.forward, inner)
+    copy = WorkingCopy.of(net)
+    assert copy.is_copy and copy.module[0].forward.__self__ is copy.module[0]
+
+
+def test_a_model_that_takes_no_hooks_is_exported_all_the_same(x):
+    if not hasattr(torch, "cond") or len(twinquant_torch.export._exporters(nn.Identity())) < 2:
+        pytest.skip("this torch has no dynamo exporter")
+
+    class Choosing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = self.first(x)
+            return torch.cond(x.sum() > 0, lambda a: self.one(a), lambda a: self.other(a), (x,))
+
+    graph = TorchFramework().load(TorchModel(Choosing().eval(), x))
+    assert [layer.name for layer in graph.layers if layer.kind and not layer.refusal] == ["first"]
 
 
 def test_a_lazy_module_is_refused_and_stays_lazy(x):

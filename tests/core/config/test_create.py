@@ -90,6 +90,11 @@ def test_layers_that_share_a_name_are_left_out(layers, caplog):
     assert "several nodes have this name" in caplog.text
 
 
+def test_nobody_is_told_of_shared_names_of_layers_that_are_never_quantized(layers, caplog):
+    create_config([*layers, LayerInfo("relu", "Relu"), LayerInfo("relu", "Relu")])
+    assert "several nodes" not in caplog.text
+
+
 def test_a_layer_named_like_a_setting_is_left_out(layers, caplog):
     config = create_config([*layers, LayerInfo("batch_num", "Gemm", LayerKind.GEMM, weight_shape=(4, 4))])
     assert "batch_num" not in config.layers

@@ -187,7 +187,8 @@ class _Model:
         for name in GENERAL.keys() & self.quantizable.keys():
             del self.quantizable[name]
             _logger.warning("the layer %r is not quantized: a configuration has a setting of this name", name)
-        for name in sorted(self._ambiguous):
+        wanted = {layer.name for layer in layers if layer.kind is not None}
+        for name in sorted(self._ambiguous & wanted):
             _logger.warning("the layers %r are not quantized: several nodes have this name", name)
 
     def layer(self, name: Setting) -> LayerInfo:

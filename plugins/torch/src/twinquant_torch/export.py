@@ -137,8 +137,9 @@ def _opset(model: Any) -> int:
 def _is_traceable(request: ExportRequest) -> bool:
     """Tell whether a module is independent of its inputs' values, though the older exporter warns that it may not be.
 
-    It warns of checks of shapes, too; `torch.export` knows shapes from values. Lengths that became constants are found by
-    `check_lengths`: the axes that a module of torch's, such as LSTM, leaves open are closed for `torch.export`.
+    It warns of checks of shapes, too; `torch.export` knows shapes from values. It is asked about the example's lengths
+    only, as it cannot leave open all axes that the older exporter can, such as the time of an LSTM; whether a length
+    became a constant is seen by running the model with another one.
     """
     try:
         with quiet([]), without_fast_path():

@@ -11,6 +11,7 @@ import torch
 from twinquant.plan import LayerInfo
 from twinquant_onnx.layers import LoadedModel
 from twinquant_torch.export import ScratchFolder
+from twinquant_torch.hooks import is_trainable
 from twinquant_torch.inputs import InputLayout
 from twinquant_torch.naming import NamedLayers
 from twinquant_torch.resizing import Resizer
@@ -76,7 +77,11 @@ class TorchGraph:
     ) -> TorchGraph:
         """Return the graph of an analysed model."""
         layers = tuple(
-            replace(layer, refusal=named.refusals[layer.name]) if layer.name in named.refusals else layer
+            replace(
+                layer,
+                refusal=named.refusals.get(layer.name, layer.refusal),
+                untrainable=None if origin is None else _untrainable(layer, named, origin),
+            )
             for layer in model.layers
         )
         return cls(model, layers, named, origin, folder)
@@ -91,3 +96,14 @@ class TorchGraph:
         for edit in self.edits:
             model = edit(model)
         return model
+
+
+def _untrainable(layer: LayerInfo, named: NamedLayers, origin: TorchOrigin) -> str | None:
+    """Tell why the rounding of a layer's weight cannot be trained; None: it can, if its kind allows that."""
+    path = named.modules.get(layer.name)
+    if path is not None and is_trainable(origin.module.get_submodule(path)):
+        return None
+    return (
+        "ada_quantize trains layers that are modules of their own with torch's own forward, padded with zeros, whose "
+        "weight is a parameter"
+    )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch.utils import _pytree as pytree
 
 from twinquant.errors import UnsupportedModelError
 from twinquant_onnx.graph import OnnxGraph
-from twinquant_torch.equality import check_equal
+from twinquant_torch.equality import difference
 from twinquant_torch.inputs import Call
 from twinquant_torch.probe import run_once, tensors_of
 from twinquant_torch.request import ExportRequest, input_names, named_axes
@@ -24,9 +24,7 @@ _logger = logging.getLogger(__name__)
 Resize = Callable[[torch.Tensor, int], torch.Tensor]
 
 
-def check_lengths(
-    graph: OnnxGraph, copy: WorkingCopy, request: ExportRequest, names: Sequence[str], what: str
-) -> None:
+def check_lengths(graph: OnnxGraph, copy: WorkingCopy, request: ExportRequest, names: Sequence[str], what: str) -> None:
     """Refuse a model that keeps the example's length of an axis that the user wants to have any length.
 
     The older exporter unrolls loops over such an axis, and takes numbers that are computed from its length for
@@ -35,7 +33,7 @@ def check_lengths(
 
     Args:
         graph: the exported model.
-        copy: the module; its buffers may change.
+        copy: the module: not itself, but copies of it are run.
         request: what was exported, and how.
         names: the graph's names of the tensors of the arguments, in their order.
         what: how messages call the model.
@@ -48,50 +46,47 @@ def check_lengths(
     if not labels:
         return
     for resize in (_doubled, _halved):
-        problem = _difference(graph, copy, request, names, labels, resize)
-        if isinstance(problem, _NotTaken):
-            continue
+        problem = _problem(graph, copy, request, names, labels, resize)
         if problem is None:
+            continue
+        if not problem:
             return
         for label in labels if len(labels) > 1 else ():
-            own = _difference(graph, copy, request, names, [label], resize)
-            if isinstance(own, UnsupportedModelError):
+            if own := _problem(graph, copy, request, names, [label], resize):
                 labels, problem = [label], own
                 break
-        places = [f"axis {axis} of {n!r} ({label!r})" for n, a in axes.items() for axis, label in a.items() if label in labels]
+        places = [
+            f"axis {axis} of {name!r} ({label!r})"
+            for name, own in axes.items()
+            for axis, label in own.items()
+            if label in labels
+        ]
         raise UnsupportedModelError(
-            f"{what} is right for the lengths of the example inputs only, though dynamic_axes wants any length for "
-            f"{', '.join(places)}: {problem}. Leave the axis out of dynamic_axes, or write forward without a Python "
-            "loop over it and without numbers that are computed from its length"
-        ) from problem
-    _logger.info("%s is not compared at other lengths than those of the example inputs, which the module needs", what)
+            f"{what} is right for the lengths of the example inputs only, though dynamic_axes wants any length of "
+            f"{', '.join(places)}: with another one, it {problem}. Leave the axis out of dynamic_axes, or write "
+            "forward without a Python loop over it and without numbers that are computed from its length"
+        )
+    _logger.info("%s is not compared at other lengths than those of the example inputs: the module needs them", what)
 
 
-class _NotTaken(Exception):  # noqa: N818  it is no error
-    """The module does not run with some lengths."""
-
-
-def _difference(
+def _problem(
     graph: OnnxGraph,
     copy: WorkingCopy,
     request: ExportRequest,
     names: Sequence[str],
     labels: Collection[str],
     resize: Resize,
-) -> UnsupportedModelError | _NotTaken | None:
-    """Return what is wrong with other lengths of some axes; None: nothing."""
+) -> str | None:
+    """Tell what is wrong with other lengths of some axes; "": nothing; None: the module does not take them."""
     args, kwargs = _resized(request, labels, resize)
     try:
-        expected = tensors_of(run_once(copy, args, kwargs))
-    except Exception as error:  # noqa: BLE001  forward is the user's code, and need not take every length
-        return _NotTaken(str(error))
+        expected = tensors_of(run_once(copy.anew(), args, kwargs))
+    except Exception as error:  # forward is the user's code
+        _logger.debug("the module does not take other lengths of %s", labels, exc_info=error)
+        return None
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     feeds = {name: to_array(tensor) for name, tensor in zip(names, tensors, strict=True)}
-    try:
-        check_equal(graph, feeds, expected, "it")
-    except UnsupportedModelError as error:
-        return error
-    return None
+    return difference(graph, feeds, expected, "the exported model")
 
 
 def _resized(request: ExportRequest, labels: Collection[str], resize: Resize) -> Call:

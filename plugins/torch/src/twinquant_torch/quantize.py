@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from twinquant.calibration.assemble import assemble_records
-from twinquant.calibration.constants import tell_of_constants
+from twinquant.calibration.check_ranges import check_ranges
 from twinquant.calibration.layer_weights import input_channel_maxima
 from twinquant.calibration.recorded_balance import recorded_balance
 from twinquant.calibration.settings import trained_layers
@@ -76,10 +76,9 @@ def calibrating_module(
         )
 
     def conclude(calibration: Calibration) -> Outcome:
-        tell_of_constants(
+        check_ranges(
             calibration.stations,
             config.batch_num,
-            allowed=False,
             way_out="leave their layers out (skip_layers of create_quant_config)",
         )
         records = assemble_records(TorchFramework(), graph, graph.layers, config, calibration.stations)

@@ -24,8 +24,11 @@ _logger = logging.getLogger(__name__)
 _EXPORTERS = frozenset({"torch", "onnxscript", "onnx_ir"})
 """The packages whose loggers tell of the exporters' internals."""
 
-_FROM_CPP = re.compile(rb"\[[WEI]\d{4} [^\]]*\]|warning:|Torch IR graph at exception", re.IGNORECASE)
-"""How the lines begin that torch's C++ writes by itself."""
+_FROM_CPP = re.compile(
+    rb"^(\[[WEI]\d{4} [^\n\]]*\]|Warning:)[^\n]*\n?|^Torch IR graph at exception:.*?^  return [^\n]*\n+",
+    re.MULTILINE | re.DOTALL,
+)
+"""What torch's C++ writes by itself: warnings of a line, and the graph in which it has found an error."""
 
 
 @contextlib.contextmanager
@@ -54,7 +57,7 @@ def quiet(frozen: list[str], *, descriptors: bool = False) -> Iterator[None]:
         ):
             own = _OwnThread(chatter, stream)
             stack.callback(own.stop)
-            stack.enter_context(redirect(own))  # type: ignore[type-var]  # it behaves like a stream
+            stack.enter_context(redirect(own))
         yield
     if chatter.getvalue():
         _logger.debug("%s", chatter.getvalue())
@@ -166,12 +169,10 @@ def _flush() -> None:
 
 
 def _hand_on(written: bytes, descriptor: int) -> None:
-    """Write everything but the lines of torch's C++, which are logged."""
-    lines = written.splitlines(keepends=True)
-    for line in lines:
-        if _FROM_CPP.match(line):
-            _logger.debug("%s", line.decode(errors="replace").rstrip())
-    rest = b"".join(line for line in lines if not _FROM_CPP.match(line))
+    """Write everything but what comes from torch's C++, which is logged."""
+    for found in _FROM_CPP.finditer(written):
+        _logger.debug("%s", found[0].decode(errors="replace"))
+    rest = _FROM_CPP.sub(b"", written)
     with contextlib.suppress(OSError):
         while rest:
             rest = rest[os.write(descriptor, rest) :]

@@ -45,7 +45,7 @@ _ADVICE = (
 
 def shortened(text: str) -> str:
     """Return a reason in one line, without colors, pages and internals."""
-    line = " ".join(_NOISE.sub(" ", text).split())
+    line = " ".join(_NOISE.sub(" ", text).split()).rstrip(".")
     return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}..."
 
 

@@ -44,9 +44,7 @@ def refuse_module(module: Any) -> None:
     for path, inner in module.named_modules():
         what = f"the module {path!r} of the model"
         if inner.training:
-            raise UnsupportedModelError(
-                _TRAINING.format(what=what if path else f"the model {type(module).__name__}")
-            )
+            raise UnsupportedModelError(_TRAINING.format(what=what if path else f"the model {type(module).__name__}"))
         if any(torch.nn.parameter.is_lazy(tensor) for tensor in (*_own(inner._parameters), *_own(inner._buffers))):
             raise UnsupportedModelError(
                 f"{what} ({type(inner).__name__}) has parameters without a shape: lazy modules get them in their first "
