@@ -1,6 +1,8 @@
 """Batches as users have them: of any size, nested as forward takes them, with labels, of any data loader."""
 
 import json
+from collections import UserDict
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -17,13 +19,13 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402  torch may be absent
 from torch.nn import functional as F  # noqa: E402
 from torch.utils import _pytree as pytree  # noqa: E402
-from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset  # noqa: E402
 
 from twinquant.calibration.options import ObserverOptions  # noqa: E402
 from twinquant.calibration.station import Station  # noqa: E402
 from twinquant.calibration.watches import Watch  # noqa: E402
 from twinquant.registry import Tap  # noqa: E402
-from twinquant_torch import resizing  # noqa: E402
+from twinquant_torch import export, resizing  # noqa: E402
 from twinquant_torch.batch import BatchValues  # noqa: E402
 from twinquant_torch.inputs import InputLayout, check_example, split_call  # noqa: E402
 from twinquant_torch.request import ExportRequest, check_request  # noqa: E402
@@ -101,11 +103,63 @@ def test_a_last_batch_may_be_smaller_in_both_flows(folder):
     assert (folder / "one_call.txt").read_text() == (folder / "record.txt").read_text()
 
 
+class Looping(nn.Module):
+    """Reads one row of a batch after the other: no exporter keeps such a batch's size open."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(randn(4, 4))
+
+    def forward(self, x):
+        rows = [x[i : i + 1] * (i + 1) for i in range(x.shape[0])]
+        return F.linear(torch.cat(rows), self.weight)
+
+
+def only_torchscript(monkeypatch):
+    every = export._exporters
+    monkeypatch.setattr(export, "_exporters", lambda module: [e for e in every(module) if e[0] == "TorchScript"])
+
+
+@pytest.mark.parametrize("exporters", ["all", "TorchScript"])
+def test_a_size_that_an_exporter_keeps_is_not_used_for_another(folder, monkeypatch, exporters):
+    if exporters == "TorchScript":
+        only_torchscript(monkeypatch)
+    batches = [randn(size, 4, seed=size) for size in (3, 6, 2)]
+    records = twinquant.calibrate(
+        Looping().eval(), batches, "record.txt", config=MINMAX, batch_num=3, example_inputs=randn(2, 4, seed=9)
+    ).records
+    read = torch.cat([batch * torch.arange(1, len(batch) + 1)[:, None] for batch in batches])
+    (record,) = records.values()
+    assert record.scale_d == pytest.approx(scale_of(read), rel=1e-6)
+
+
+class Masked(nn.Module):
+    """The older exporter leaves the mask out."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x, mask):
+        assert mask.shape[0] == x.shape[0]
+        return self.layer(x)
+
+
+def test_an_input_that_no_node_reads_is_given_to_the_module(folder, monkeypatch):
+    only_torchscript(monkeypatch)
+    batches = [(randn(size, 4, seed=size), torch.ones(size)) for size in (2, 3)]
+    result = twinquant.quantize(
+        Masked().eval(), batches, "model", config=MINMAX, batch_num=2, example_inputs=batches[0]
+    )
+    assert result.records.records["layer"].scale_d == pytest.approx(scale_of(torch.cat([x for x, _ in batches])))
+    assert [value.name for value in onnx.load(result.output.deploy.model).graph.input] == ["x"]
+
+
 def test_a_model_that_is_not_exported_for_other_sizes_is_told_with_the_way_out(folder, monkeypatch):
-    def export(request):
+    def refuse(request, accept):
         raise UnsupportedModelError("its batch has to be 2")
 
-    monkeypatch.setattr(resizing, "export", export)
+    monkeypatch.setattr(resizing, "export_as", refuse)
     with pytest.raises(UnsupportedModelError, match=r"'x' \[3, 4\].*its batch has to be 2.*drop_last=True"):
         twinquant.calibrate(
             Centred().eval(), [randn(3, 4)], "record.txt", batch_num=1, config=MINMAX, example_inputs=randn(2, 4)
@@ -132,6 +186,9 @@ X, Y, LABELS = randn(2, 4), randn(2, 3), torch.ones(2)
         ({"x": X, "scale": 2.0}, ["x"], {"x": X, "scale": 2.0}, [X]),
         ({"x": X, "y": Y}, ["x", "y"], {"labels": LABELS, "y": Y, "x": X}, [X, Y]),
         (([X, X], {"u": Y}), ["a", "b", "c"], ([X, X], {"u": Y}), [X, X, Y]),
+        ({"x": X}, ["renamed"], UserDict(x=X, labels=LABELS), [X]),
+        ((X, Y), ["x", "y"], {"y": Y, "labels": LABELS, "x": X}, [X, Y]),
+        ((X,), ["x"], (X.numpy(), LABELS), [X]),
     ],
 )
 def test_a_batch_is_taken_as_the_example_was(example, names, item, expected):
@@ -156,8 +213,24 @@ def test_a_batch_that_is_another_call_is_refused(example, item, message):
         layout_of(example, *names).feeds_of(item)
 
 
-@pytest.mark.parametrize("item", [X.numpy(), {"x": X.numpy()}, {"renamed": X}])
-def test_arrays_and_batches_by_input_name_are_left_as_they_are(item):
+def test_an_argument_of_forward_is_no_label():
+    layout = replace(layout_of({"x": X}, "x"), parameters=("x", "mask"))
+    with pytest.raises(DataError, match=r"exported with \(x=Tensor \[2, 4\]\).*mask=Tensor"):
+        layout.feeds_of({"x": X, "mask": Y})
+
+
+def test_what_may_be_an_argument_is_told_of_once(caplog):
+    layout = replace(layout_of(X, "x"), parameters=("x", "mask"))
+    assert [feeds.keys() for feeds in as_feeds([(X, Y), (X, Y)], layout)] == [{"x"}, {"x"}]
+    (record,) = caplog.records
+    assert "taken for labels and left out; if it is the argument 'mask' of forward" in record.message
+    caplog.clear()
+    list(as_feeds([(X, Y)], replace(layout, parameters=("x",))))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("item", [X.numpy(), {"x": X.numpy()}, {"other": X}])
+def test_arrays_and_batches_with_other_names_are_left_as_they_are(item):
     assert layout_of(X, "renamed").feeds_of(item) is None
 
 
@@ -165,6 +238,14 @@ def test_bfloat16_stays_what_it_is():
     (array,) = layout_of(X.bfloat16(), "x").feeds_of(X.bfloat16()).values()
     assert array.dtype.name == "bfloat16"
     np.testing.assert_array_equal(array.astype(np.float32), X.bfloat16().float().numpy())
+
+
+class Streamed(IterableDataset):
+    def __init__(self, rows):
+        self._rows = rows
+
+    def __iter__(self):
+        return iter(self._rows)
 
 
 def test_loaders_datasets_lists_and_generators_give_feeds():
@@ -175,6 +256,7 @@ def test_loaders_datasets_lists_and_generators_give_feeds():
         ([(images[:2], 0), (images[2:4], 1), (images[4:], 2)], 3),
         (dataset, 6),
         (iter([images]), None),
+        (DataLoader(Streamed(images), batch_size=2), None),
     ):
         feeds = as_feeds(data, layout)
         assert length is None or len(feeds) == length

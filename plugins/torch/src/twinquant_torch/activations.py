@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,20 +19,29 @@ from twinquant_torch.graph import TorchGraph, TorchOrigin
 from twinquant_torch.graph_run import run_graph
 from twinquant_torch.hooks import Receiver, hooked, is_observable
 from twinquant_torch.inputs import Call, device_of
-from twinquant_torch.tensors import to_array
+from twinquant_torch.tensors import exact_array, to_array
 
 __all__ = ["calls_of", "describe_inputs", "split_taps", "tap_graph"]
 
 
 def describe_inputs(graph: TorchGraph) -> tuple[ModelInput, ...]:
-    """Describe the inputs of a graph; a module takes batches of any size."""
-    inputs = tuple(OnnxFramework().model_inputs(graph.model))
+    """Describe the inputs of a graph, or of its module, which takes batches of any size.
+
+    The older exporter leaves out of a graph what no node reads; the module takes it.
+    """
+    known = {value.name: value for value in OnnxFramework().model_inputs(graph.model)}
     if graph.origin is None:
-        return inputs
+        return tuple(known.values())
+    layout = graph.origin.layout
     return tuple(
-        replace(value, shape=(None, *value.shape[1:])) if value.shape and isinstance(value.shape[0], int) else value
-        for value in inputs
+        ModelInput(name, exact_array(tensor).dtype.name, _shape(known.get(name), tensor.shape, open_axes))
+        for name, tensor, open_axes in zip(layout.names, layout.tensors, layout.open_axes, strict=True)
     )
+
+
+def _shape(known: ModelInput | None, lengths: Sequence[int], open_axes: frozenset[int]) -> tuple[int | str | None, ...]:
+    names = [length if isinstance(length, str) else None for length in (known and known.shape) or lengths]
+    return tuple(names[axis] if axis in open_axes else length for axis, length in enumerate(lengths))
 
 
 def split_taps(graph: TorchGraph, taps: Sequence[Tap]) -> tuple[dict[Tap, str], list[Tap]]:
@@ -102,13 +111,13 @@ class _Runner(ObservingRun):
     def observe(self, feeds: Mapping[str, Array], stations: Sequence[Station], number: int) -> None:
         """Run one batch; what hooks see is observed, or reduced, as soon as they see it."""
         values = BatchValues([s for s in stations if s.watch.tap in self.hooked], number, direct=True)
-        self._run(feeds, values.receive)
+        self._run(feeds, values.receive, f"batch {number + 1}: ")
         values.commit()
         if self.graph is not None:
             others = [station for station in stations if station.watch.tap not in self.hooked]
             observe_values(self.graph, feeds, others, number)
 
-    def _run(self, feeds: Mapping[str, Array], receive: Receiver) -> None:
+    def _run(self, feeds: Mapping[str, Array], receive: Receiver, where: str = "") -> None:
         """Run the module, and see that every hook was called."""
         seen: set[Tap] = set()
 
@@ -122,7 +131,7 @@ class _Runner(ObservingRun):
             with self.origin.copy.undisturbed(), hooked(module, self.hooked, note), torch.no_grad():
                 module(*args, **kwargs)
         except Exception as error:  # forward is the user's code
-            raise UnsupportedModelError(f"the model cannot run this batch: {error}") from error
+            raise UnsupportedModelError(f"{where}the model cannot run this batch: {error}") from error
         for tap in self.hooked:
             if tap not in seen:
-                raise UnsupportedModelError(f"the module {tap.layer!r} was not called for this batch")
+                raise UnsupportedModelError(f"{where}the module {tap.layer!r} was not called for this batch")

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from twinquant.calibration.batches import errors_about
+from twinquant.calibration.observer import Accumulated
 from twinquant.calibration.station import Station
 from twinquant.errors import CalibrationError, TwinQuantError
 from twinquant.registry import Tap
-from twinquant_torch.reduction import Reduced, nbytes, observe, reduced
+from twinquant_torch.reduction import Reduced, observe, reduced
 
 __all__ = ["BatchValues"]
 
@@ -50,19 +51,23 @@ class BatchValues:
         station = self._stations[tap]
         try:
             values = reduced(tensor, station)
-        except RuntimeError as error:  # tensors without values, such as those that torch.vmap hands to a module
+            if isinstance(values, np.ndarray) and tensor.device.type == "cpu" and not self._direct:
+                # The model may go on and change the tensor in place.
+                values = values.copy()
+        except (RuntimeError, TypeError) as error:  # there are tensors without values, and types that no CPU has
             self._wrong = self._wrong or CalibrationError(
                 f"{station.watch.label}, batch {self._number + 1}: its values cannot be read "
-                f"({' '.join(str(error).split())}); call the layer outside of torch.vmap and its likes, or leave it out"
+                f"({' '.join(str(error).split())}); if torch.vmap or its likes call the layer, call it otherwise; or "
+                "leave it out"
             )
             return
+        nbytes = values.stage.nbytes if isinstance(values, Accumulated) else values.nbytes
         with self._lock:
             if self._direct:
                 self._observe(station, values)
-            elif self._nbytes + nbytes(values) <= _MOST_WAITING:
-                # A copy of an array: the model may go on and change the tensor in place.
-                self._waiting.append((station, np.array(values) if isinstance(values, np.ndarray) else values))
-                self._nbytes += nbytes(values)
+            elif self._nbytes + nbytes <= _MOST_WAITING:
+                self._waiting.append((station, values))
+                self._nbytes += nbytes
             else:
                 if tap not in self._forks:
                     self._forks[tap] = station.fork()

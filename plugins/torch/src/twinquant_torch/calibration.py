@@ -167,7 +167,7 @@ class Calibration:
         # Before the model runs, which may change its inputs.
         first = self._keeps_first and self.first_batch is None
         kept = cloned(leaves) if self._keeps_all or first else None
-        values = BatchValues(self.stations, self._seen)
+        values = BatchValues(self.stations, _number_of(self._seen))
         output = self._run(model, args, kwargs, values)
         try:
             values.commit()
@@ -246,7 +246,7 @@ class Calibration:
                 with self.origin.copy.undisturbed():
                     for number, leaves in enumerate(self._spool):
                         args, kwargs = pytree.tree_unflatten(leaves, self.origin.layout.spec)
-                        values = BatchValues(self.stations, number, direct=True)
+                        values = BatchValues(self.stations, _number_of(number), direct=True)
                         self._run(model, args, kwargs, values)
                         values.commit()
             self._run_graph(active)
@@ -277,8 +277,14 @@ class Calibration:
             return
         run = run_graph(self.graph, taps_of(stations))
         for number, leaves in enumerate(self._spool):
-            observe_values(run, self._feeds(leaves), stations, number)
+            observe_values(run, self._feeds(leaves), stations, _number_of(number))
 
     def _feeds(self, leaves: Sequence[Any]) -> dict[str, npt.NDArray[Any]]:
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         return {name: to_array(leaf) for name, leaf in zip(self.origin.layout.names, tensors, strict=True)}
+
+
+def _number_of(own: int) -> int:
+    """Return the number, among the batches of all processes, of this process's own one: they take turns."""
+    rank, size = world()
+    return own * size + rank

@@ -6,7 +6,7 @@ to what the stage itself takes, bit for bit, on every device that keeps to the s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +22,12 @@ from twinquant.calibration.ifmr_stages import FINER, UNITS, Refinement, Settleme
 from twinquant.calibration.observer import Stage
 from twinquant.calibration.tails import TAIL_SIZE, Rank, Tail
 
-__all__ = ["filled"]
+__all__ = ["ends_of", "filled"]
 
 Int64Array = npt.NDArray[np.int64]
 
-_CHUNK = 1 << 22
-"""Values whose bins are computed at once: their indices and additions take 64 MiB of the device's memory."""
+_CHUNK = 1 << 20
+"""Values that are looked at at once: what is computed of them takes up to 40 bytes each, 40 MiB of the device."""
 _LOW_BITS = 32
 
 
@@ -36,12 +36,24 @@ def filled(stage: Stage, values: torch.Tensor, low: float, high: float) -> Stage
 
     Args:
         stage: its type and terms; left as it is.
-        values: float32, `(n,)`, n > 0, finite.
+        values: any type that converts to float32, any shape, not empty, finite.
         low: their minimum.
         high: their maximum.
     """
     fill = _FILLS.get(type(stage))
     return None if fill is None else fill(stage.fresh(), _Values(values, low, high))
+
+
+def ends_of(values: torch.Tensor) -> tuple[float, float]:
+    """Return the minimum and the maximum of values as float32, 0.0 rather than -0.0; NaN where one of them is NaN."""
+    ends = torch.stack([torch.stack(torch.aminmax(chunk)) for chunk in _chunks(values)])
+    low, high = torch.stack([ends[:, 0].amin(), ends[:, 1].amax()]).tolist()
+    return low + 0.0, high + 0.0
+
+
+def _chunks(values: torch.Tensor) -> Iterator[torch.Tensor]:
+    for chunk in torch.split(values.reshape(-1), _CHUNK):
+        yield chunk.float()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,8 +64,8 @@ class _Values:
     low: float
     high: float
 
-    def chunks(self) -> tuple[torch.Tensor, ...]:
-        return torch.split(self.tensor, _CHUNK)
+    def chunks(self) -> Iterator[torch.Tensor]:
+        return _chunks(self.tensor)
 
     def zeros(self, size: int) -> torch.Tensor:
         return torch.zeros(size, dtype=torch.int64, device=self.tensor.device)
@@ -91,9 +103,10 @@ def _grid(grid: Grid, values: _Values) -> Grid:
 
 def _survey(stage: Survey, values: _Values) -> Survey:
     _grid(stage.grid, values)
-    stage.upper.merge(Tail(_outermost(values.tensor)))
-    if values.low < 0.0:
-        stage.lower.merge(Tail(_outermost(-values.tensor)))
+    for chunk in values.chunks():
+        stage.upper.merge(Tail(_outermost(chunk)))
+        if values.low < 0.0:
+            stage.lower.merge(Tail(_outermost(-chunk)))
     return stage
 
 

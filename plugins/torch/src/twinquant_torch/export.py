@@ -33,6 +33,8 @@ _logger = logging.getLogger(__name__)
 _FIRST_DYNAMO = (2, 6)
 """The first release whose dynamo exporter can be told not to fuse, so that the configuration decides about fusion."""
 
+_DYNAMO, _TORCHSCRIPT = "dynamo", "TorchScript"
+
 _T = TypeVar("_T")
 
 
@@ -50,10 +52,12 @@ class Exported:
 
     Attributes:
         graph: the model; the caller may edit its message.
+        exporter: the name of the exporter.
         folder: where its weights are, as long as this object lives; None: in memory.
     """
 
     graph: OnnxGraph
+    exporter: str
     folder: ScratchFolder | None = None
 
 
@@ -190,9 +194,9 @@ def _exporters(module: Any) -> list[tuple[str, Callable[[ExportRequest], Exporte
     release = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     exporters: list[tuple[str, Callable[[ExportRequest], Exported]]] = []
     if release >= _FIRST_DYNAMO:
-        exporters.append(("dynamo", _export_dynamo))
+        exporters.append((_DYNAMO, _export_dynamo))
     if isinstance(module, torch.nn.Module):
-        exporters.append(("TorchScript", _export_torchscript))
+        exporters.append((_TORCHSCRIPT, _export_torchscript))
     if not exporters:
         raise UnsupportedModelError(
             f"an exported program needs torch {'.'.join(map(str, _FIRST_DYNAMO))} or newer, this is "
@@ -223,7 +227,7 @@ def _export_dynamo(request: ExportRequest) -> Exported:
     )
     assert program is not None  # so it is where no file is given
     fold_constants(program.model)
-    return Exported(load_model(program.model))
+    return Exported(load_model(program.model), _DYNAMO)
 
 
 def _export_torchscript(request: ExportRequest) -> Exported:
@@ -244,7 +248,7 @@ def _export_torchscript(request: ExportRequest) -> Exported:
             training=torch.onnx.TrainingMode.PRESERVE,
             **options,
         )
-    return Exported(load_model(path), folder)
+    return Exported(load_model(path), _TORCHSCRIPT, folder)
 
 
 @contextlib.contextmanager

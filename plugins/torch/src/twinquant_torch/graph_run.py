@@ -16,24 +16,27 @@ __all__ = ["run_graph"]
 def run_graph(graph: TorchGraph, taps: Sequence[Tap], threads: int | None = None) -> RunBatch:
     """Return what runs a batch and yields the values of the taps, in their order.
 
-    A batch of another size than that of the example inputs is run on a graph that is exported for such.
+    A batch of another size than that of the example inputs is run on a graph that is exported for such. One session is
+    open at a time: two would hold the weights twice.
 
     Raises:
-        UnsupportedModelError: ONNX Runtime cannot run the graph. Each run raises it, too, where no graph can be had for
-            a batch's size.
+        UnsupportedModelError: each run raises it where ONNX Runtime cannot run the graph, or no graph can be had for
+            the size of the batch.
     """
-    run = OnnxFramework().activations(graph.model, taps, threads=threads)
     sizes = {value.name: value.shape or () for value in OnnxFramework().model_inputs(graph.model)}
-    resized: list[tuple[LoadedModel, RunBatch]] = []
+    opened: list[tuple[LoadedModel, RunBatch]] = []
 
     def run_batch(feeds: Mapping[str, Array]) -> Iterator[tuple[Tap, Sequence[Array]]]:
-        if graph.origin is None or _fits(feeds, sizes):
-            return run(feeds)
-        model = graph.origin.resizer.model_for(feeds)
-        if not resized or resized[0][0] is not model:
-            edited = graph.edits_of(model)
-            resized[:] = [(model, OnnxFramework().activations(edited, taps, threads=threads))]
-        return resized[0][1](feeds)
+        model = graph.model
+        if graph.origin is not None and not _fits(feeds, sizes):
+            if not graph.origin.resizer.fits(feeds):
+                opened.clear()
+            model = graph.origin.resizer.model_for(feeds)
+        if not opened or opened[0][0] is not model:
+            opened.clear()
+            edited = model if model is graph.model else graph.edits_of(model)
+            opened.append((model, OnnxFramework().activations(edited, taps, threads=threads)))
+        return opened[0][1](feeds)
 
     return run_batch
 

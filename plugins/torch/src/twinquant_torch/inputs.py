@@ -87,12 +87,14 @@ class InputLayout:
         spec: how they are nested.
         names: the names of the tensors among them, in their order: the inputs of the exported graph.
         open_axes: for each tensor, the axes that have any length.
+        parameters: the names of `forward`'s arguments.
     """
 
     example: tuple[Any, ...]
     spec: Any
     names: tuple[str, ...]
     open_axes: tuple[frozenset[int], ...]
+    parameters: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -130,22 +132,44 @@ class InputLayout:
                 arguments; what else it holds, such as labels, is left out.
 
         Returns:
-            None for what holds no tensor, or has the names of exported inputs.
+            None for what holds no tensor, or lacks the names of the exported inputs.
 
         Raises:
             DataError: it is nested otherwise than the example, or has another plain value.
         """
+        if isinstance(item, Mapping):
+            item = dict(item)  # such as transformers' BatchEncoding
         if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(item)):
             return None
         args, kwargs = split_call(item)
         example_args, example_kwargs = pytree.tree_unflatten(list(self.example), self.spec)
         if kwargs and not example_kwargs:
-            return None
-        if example_kwargs.keys() <= kwargs.keys():
-            kwargs = {name: kwargs[name] for name in example_kwargs}
-        leaves = self._flattened(args[: len(example_args)], kwargs)
-        tensors = [leaf for leaf, wanted in zip(leaves, self.example, strict=True) if isinstance(wanted, torch.Tensor)]
+            if not set(self.names) <= kwargs.keys():
+                return None
+            tensors = [kwargs[name] for name in self.names]
+        else:
+            tensors = self._tensors_of(args[: len(example_args)], self._meant(kwargs, example_kwargs))
         return {name: _as_array(name, leaf) for name, leaf in zip(self.names, tensors, strict=True)}
+
+    def ignored_argument(self, item: Any) -> str | None:
+        """Return the argument of `forward` that what a tuple holds behind the example's arguments might be; None: none.
+
+        It is taken for labels.
+        """
+        args, kwargs = pytree.tree_unflatten(list(self.example), self.spec)
+        if kwargs or not isinstance(item, (tuple, list)):
+            return None
+        return self.parameters[len(args)] if len(args) < min(len(item), len(self.parameters)) else None
+
+    def _meant(self, kwargs: Mapping[str, Any], example: Mapping[str, Any]) -> dict[str, Any]:
+        """Return keyword arguments without labels: what is no argument of `forward`."""
+        if not example.keys() <= kwargs.keys():
+            return dict(kwargs)
+        return {name: value for name, value in kwargs.items() if name in example or name in self.parameters}
+
+    def _tensors_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        leaves = self._flattened(args, kwargs)
+        return [leaf for leaf, wanted in zip(leaves, self.example, strict=True) if isinstance(wanted, torch.Tensor)]
 
     def _flattened(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """Take the arguments of a call apart, and refuse those that are nested otherwise or have other plain values."""
@@ -198,6 +222,8 @@ class InputLayout:
 
 
 def _as_array(name: str, leaf: Any) -> npt.NDArray[Any]:
+    if isinstance(leaf, np.ndarray):
+        return leaf
     if not isinstance(leaf, torch.Tensor):
         raise DataError(f"input {name!r}: must be a tensor, got {type(leaf).__name__}")
     return exact_array(leaf)

@@ -133,7 +133,7 @@ def load_module(source: TorchModel) -> TorchGraph:
     def accept(exported: Exported) -> TorchGraph:
         named = _named(exported, traced.module, seen.calls)
         layout = _layout(exported, request)
-        resizer = Resizer(pristine, layout, seen.calls, source.opset)
+        resizer = Resizer(pristine, layout, exported, seen.calls, source.opset)
         origin = TorchOrigin(pristine, layout, resizer, seen.outputs, seen.output_spec)
         check_equal(named.model.graph, layout.example_feeds(), seen.outputs, _WHAT)
         check_lengths(named.model.graph, pristine, request, layout.names, _WHAT)
@@ -158,7 +158,15 @@ def _layout(exported: Exported, request: ExportRequest) -> InputLayout:
         else frozenset(range(tensor.ndim))
         for name, tensor in zip(names, request.tensors, strict=True)
     )
-    return InputLayout(tuple(leaves), spec, names, open_axes)
+    return InputLayout(tuple(leaves), spec, names, open_axes, _parameters(request.module))
+
+
+def _parameters(module: Any) -> tuple[str, ...]:
+    """Return the names of the arguments of a module's `forward`, as far as they are known."""
+    try:
+        return tuple(inspect.signature(module.forward).parameters)
+    except (TypeError, ValueError):
+        return ()  # a forward that is not written in Python
 
 
 def _load_program(program: Any) -> TorchGraph:

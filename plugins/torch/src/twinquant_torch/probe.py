@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from twinquant_torch.hooks import without_fast_path
 from twinquant_torch.working_copy import WorkingCopy, cloned
 
 __all__ = ["Probe", "probe", "run_once", "tensors_of"]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,18 +49,19 @@ def probe(copy: WorkingCopy, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     calls: Counter[str] = Counter()
     try:
         return _probe(run_once(copy.anew(), args, kwargs, calls), calls)
-    except Exception as error:  # forward is the user's code
-        # torch.cond, for one, takes no function with side effects, which is what counting is.
-        try:
-            return _probe(run_once(copy.anew(), args, kwargs), None)
-        except Exception:  # noqa: BLE001, S110  forward is the user's code; the first error is told
-            pass
-        reason = str(error) or "no reason is given"
-        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
-        raise DataError(
-            f"example_inputs: {type(copy.module).__name__} does not run on them: {kind}{reason}; give one batch as "
-            "forward takes it"
-        ) from error
+    except Exception as error:  # noqa: BLE001  forward is the user's code
+        failure = error
+    # torch.cond, for one, takes no function with side effects, which is what counting is.
+    try:
+        return _probe(run_once(copy.anew(), args, kwargs), None)
+    except Exception as error:
+        _logger.debug("the module does not run without counting calls, either", exc_info=error)
+    reason = str(failure) or "no reason is given"
+    kind = "" if isinstance(failure, RuntimeError) else f"{type(failure).__name__}: "
+    raise DataError(
+        f"example_inputs: {type(copy.module).__name__} does not run on them: {kind}{reason}; give one batch as "
+        "forward takes it"
+    ) from failure
 
 
 def run_once(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from twinquant.calibration.extremes import Extremes
 from twinquant.calibration.observer import Accumulated
 from twinquant.calibration.station import Station
 from twinquant.registry.float_model import Array
-from twinquant_torch.device_stages import filled
+from twinquant_torch.device_stages import ends_of, filled
 from twinquant_torch.device_trial import counts_as_numpy
 from twinquant_torch.tensors import to_array
 
-__all__ = ["Reduced", "accumulated", "nbytes", "observe", "reduced"]
+__all__ = ["Reduced", "accumulated", "observe", "reduced"]
 
 Reduced = Array | Accumulated
 """What leaves the device: what was accumulated there, or values that leave a station in the same state as all would."""
@@ -37,23 +38,26 @@ def reduced(tensor: torch.Tensor, station: Station) -> Reduced:
     if not values.numel():
         return to_array(values)
     if station.channel_ends:
-        channels = values.movedim(station.watch.channel_axis % values.ndim, 0)
-        rows = channels.reshape(channels.shape[0], -1)
-        return to_array(torch.stack([rows.amin(1), rows.amax(1)]))  # channels are on axis 1, which is the last one, too
+        return _channel_ends(values, station.watch.channel_axis)
     part = accumulated(values, station) if counts_there(values.device) else None
     return to_array(values) if part is None else part
+
+
+def _channel_ends(values: torch.Tensor, axis: int) -> Array:
+    """Return both ends of every channel, with the channels on the axis where they were."""
+    if not -values.ndim <= axis < values.ndim or values.ndim < 2:
+        return to_array(values)
+    channels = values.movedim(axis, 0)
+    rows = channels.reshape(channels.shape[0], -1)
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    ends = [to_array(end).reshape(shape) for end in (rows.amin(1), rows.amax(1))]
+    return np.concatenate(ends, 1 if axis % values.ndim == 0 else 0)
 
 
 def counts_there(device: torch.device) -> bool:
     """Tell whether values are counted on their device: not on a CPU, nor where that would give anything else."""
     return device.type != "cpu" and counts_as_numpy(device)
-
-
-def nbytes(values: Reduced) -> int:
-    """Return how much memory values in reduced form take."""
-    if isinstance(values, Accumulated):
-        return sum(array.nbytes for array in values.stage.arrays().values())
-    return values.nbytes
 
 
 def observe(station: Station, values: Reduced) -> None:
@@ -73,13 +77,13 @@ def accumulated(values: torch.Tensor, station: Station) -> Accumulated | None:
     if stage is None or (values.numel() < _FEW and not isinstance(stage, Extremes)):
         return None
     multipliers = station.multipliers(values.ndim)
-    values = values.float()
-    if multipliers is not None:
-        values = values * torch.from_numpy(multipliers).to(values.device)
-    flat = values.reshape(-1)
-    # Adding 0.0 makes -0.0 and 0.0, which compare equal, the same bits.
-    low, high = (end + 0.0 for end in torch.stack(torch.aminmax(flat)).tolist())
-    if not (math.isfinite(low) and math.isfinite(high)):
+    try:
+        if multipliers is not None:
+            values = values.float() * torch.from_numpy(multipliers).to(values.device)
+        low, high = ends_of(values)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return None
+        filled_stage = filled(stage, values, low, high)
+    except torch.cuda.OutOfMemoryError:  # the model needs the device more; there is room for a copy elsewhere
         return None
-    filled_stage = filled(stage, flat, low, high)
-    return None if filled_stage is None else Accumulated(filled_stage, flat.numel(), low, high)
+    return None if filled_stage is None else Accumulated(filled_stage, values.numel(), low, high)

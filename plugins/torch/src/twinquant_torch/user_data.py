@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
+from twinquant.data import length_of
 from twinquant.errors import DataError
 from twinquant_torch.inputs import InputLayout
 
 __all__ = ["as_feeds"]
+
+_logger = logging.getLogger(__name__)
 
 
 def as_feeds(data: Any, layout: InputLayout) -> Any:
@@ -23,7 +27,7 @@ def as_feeds(data: Any, layout: InputLayout) -> Any:
     if isinstance(data, (list, tuple)):
         return _Sequence(data, layout)
     if isinstance(data, Iterable):
-        return _Sized(data, layout) if isinstance(data, Sized) else _Stream(data, layout)
+        return _Stream(data, layout) if length_of(data) is None else _Sized(data, layout)
     if isinstance(data, Sized) and hasattr(data, "__getitem__"):
         return _Dataset(data, layout)
     return data
@@ -34,12 +38,21 @@ class _Stream:
 
     def __init__(self, items: Any, layout: InputLayout) -> None:
         self._items, self._layout = items, layout
+        self._told = False
 
     def __iter__(self) -> Iterator[Any]:
         for number, item in enumerate(self._items):
             yield self._feeds(item, number)
 
     def _feeds(self, item: Any, number: int) -> Any:
+        argument = None if self._told else self._layout.ignored_argument(item)
+        if argument is not None:
+            self._told = True
+            _logger.warning(
+                "the batches hold more than the example inputs, which is taken for labels and left out; if it is the "
+                "argument %r of forward, give example inputs that hold it, too",
+                argument,
+            )
         try:
             feeds = self._layout.feeds_of(item)
         except DataError as error:
