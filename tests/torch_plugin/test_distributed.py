@@ -291,7 +291,7 @@ dist.barrier()
 print(record.read_text())
 """
     first, second = messages(tmp_path, body)
-    assert "PeerError process 1 failed: " in first and "batch 2" in first and "NaN" in first
+    assert "PeerError process 1 failed: " in first and "batch 4" in first and "NaN" in first
     assert "CalibrationError" in second and "NaN" in second
     assert "calibration has not finished: process 1 failed: " in first
 

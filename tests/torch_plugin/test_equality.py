@@ -165,7 +165,8 @@ class Convolving(nn.Module):
 def test_a_model_that_onnx_runtime_cannot_run_is_told_of_with_the_way_out(caplog):
     graph = load(Layered(Convolving()).double(), image(torch.float64))
     (functional,) = (layer.name for layer in graph.layers if layer.kind and layer.name != "conv")
+    run = TorchFramework().activations(graph, [Tap(functional)])
     with pytest.raises(UnsupportedModelError, match=r"cannot run the model: .*export the model in float32"):
-        TorchFramework().activations(graph, [Tap(functional)])
+        list(run(graph.origin.layout.example_feeds()))
     (told,) = (line for line in caplog.messages if "was not compared with the module" in line)
     assert "cannot be run" in told and "float32 (model.float()), without torch.autocast" in told

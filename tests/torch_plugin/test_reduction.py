@@ -155,6 +155,25 @@ def test_a_balanced_activation_is_divided_before_it_is_counted(elsewhere, algori
         assert station.factors().scale == pytest.approx((high - low) / 255)
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 5), (3, 5, 5), (5,)])
+def test_other_channels_than_there_are_balance_factors_are_refused(elsewhere, shape):
+    station = Station(watch_of(channel_axis=-2))
+    station.balance = np.ones(4, np.float32)
+    with pytest.raises(CalibrationError, match="channels"):
+        on_device(station, randn(shape, 0))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (3, 4, 4)])
+def test_channels_of_a_convolution_are_counted_from_the_end(elsewhere, shape):
+    watch = watch_of(migration_strength=0.5, channel_axis=-3, algorithm="minmax")
+    ends = reduced(randn(shape, 0), Station(watch))
+    values = randn(shape, 0).numpy()
+    expected = np.abs(values).max(axis=tuple(axis for axis in range(values.ndim) if axis != values.ndim - 3))
+    np.testing.assert_array_equal(
+        np.abs(ends).max(axis=tuple(a for a in range(ends.ndim) if a != ends.ndim - 3)), expected
+    )
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_values_that_are_not_finite_are_refused_with_their_number(elsewhere, algorithm, bad):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from twinquant.calibration import ObserverOptions, make_observer
+from twinquant.calibration.extremes import Extremes
 from twinquant.calibration.grid import Grid
+from twinquant.calibration.hfmg import RangeHistogram
 from twinquant.calibration.ifmr_losses import Candidate
-from twinquant.calibration.ifmr_stages import Settlement
+from twinquant.calibration.ifmr_stages import Refinement, Settlement, Survey
 from twinquant.calibration.observer import Accumulated
 from twinquant.calibration.station import Station
-from twinquant.calibration.tails import Rank
+from twinquant.calibration.tails import Rank, Tail
 from twinquant.calibration.watches import Watch
-from twinquant.errors import ArgumentError
+from twinquant.errors import ArgumentError, CalibrationError
 from twinquant.registry import Tap
 
 EVERY_WAY = {
@@ -75,6 +79,31 @@ def test_a_stage_with_other_terms_is_refused():
         observers[0].add(elsewhere(observers[1].stage, VALUES))
 
 
+@pytest.mark.parametrize("other", [Grid(16, sums=True), Grid(8, sums=False)])
+@pytest.mark.parametrize("stage_of", [lambda grid: grid, Survey], ids=["grid", "survey"])
+def test_grids_of_another_size_or_without_sums_are_refused(other, stage_of):
+    observer = make_observer(ObserverOptions(algorithm="ifmr"))
+    observer._stage = stage_of(Grid(8, sums=True))
+    observer.add(elsewhere(stage_of(Grid(8, sums=True)), VALUES))
+    with pytest.raises(ArgumentError, match="cannot merge what was accumulated in another way"):
+        observer.add(elsewhere(stage_of(other), VALUES))
+
+
+def test_a_stage_knows_how_much_memory_is_its_own():
+    grid, tail = Grid(8, sums=True), Tail()
+    counts = 8 * (1 << 16)  # of int64
+    assert Grid(8, sums=False).nbytes == 8 * 17
+    assert grid.nbytes == 3 * 8 * 17
+    assert Extremes().nbytes == 2 * 8
+    assert RangeHistogram(0.0, 1.0, np.zeros(10, np.int64)).nbytes == 80
+    assert tail.nbytes == 4 * 4096
+    tail.take(np.ones(7, np.float32), 1.0)
+    assert tail.nbytes == 4 * (4096 + 7)
+    assert Survey(grid, tail, Tail()).nbytes == 3 * 8 * 17 + 4 * (4096 + 7) + 4 * 4096
+    assert Refinement(grid, Rank.between(0.0, 1.0, 1), Rank.between(0.0, 1.0, 1)).nbytes == 2 * counts
+    assert Settlement([Candidate(0.0, 1.0, 1.0)] * 2, 1.0).nbytes == 2 * 3 * 2 * 8
+
+
 def test_nothing_is_added_to_an_observer_that_has_its_factors():
     observer = make_observer(ObserverOptions(algorithm="minmax"))
     part = elsewhere(observer.stage, VALUES)
@@ -84,10 +113,41 @@ def test_nothing_is_added_to_an_observer_that_has_its_factors():
         observer.add(part)
 
 
-def balanced_station():
+def balanced_station(channel_axis=1):
     """A station of an activation with 4 channels that is balanced, in its first pass."""
     options = ObserverOptions(algorithm="minmax")
-    return Station(Watch(Tap("conv"), ("conv",), options, migration_strength=0.5, channel_axis=1))
+    return Station(Watch(Tap("conv"), ("conv",), options, migration_strength=0.5, channel_axis=channel_axis))
+
+
+def test_a_balanced_station_takes_activations_without_the_axis_of_the_batch():
+    values = np.arange(-24, 24, dtype=np.float32).reshape(4, 4, 3)  # as many channels as rows
+    station = balanced_station(channel_axis=-3)
+    station.observe(values)
+    station.end_pass(lambda _: np.ones(4, np.float32))
+    np.testing.assert_allclose(station.balance, np.sqrt([24, 12, 11, 23]), rtol=1e-6)
+    assert [station.multipliers(ndim).shape for ndim in (3, 4)] == [(4, 1, 1), (1, 4, 1, 1)]
+    station.observe(values)
+    station.end_pass(lambda _: pytest.fail("the weight is not asked for again"))
+    # The largest values lie in the outer channels: -24 / sqrt(24) and 23 / sqrt(23).
+    assert station.factors().scale == pytest.approx((np.sqrt(24) + np.sqrt(23)) / 255, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((4, 5), "has shape (4, 5): no axis -3"), ((1, 5, 4), "has shape (1, 5, 4): 1 channels along axis -3")],
+)
+def test_a_balanced_activation_without_its_channels_is_an_error_that_names_its_shape(shape, message):
+    station = balanced_station(channel_axis=-3)
+    station.balance, station._channels = np.ones(4, np.float32), None
+    with pytest.raises(CalibrationError, match=re.escape(message)):
+        station.observe(np.ones(shape, np.float32))
+
+
+def test_values_of_too_few_axes_have_no_multipliers():
+    station = balanced_station(channel_axis=-3)
+    station.balance = np.ones(4, np.float32)
+    with pytest.raises(CalibrationError, match="has 2 axes: no axis -3"):
+        station.multipliers(2)
 
 
 def test_a_station_without_balance_takes_values_as_they_are_in_every_pass():

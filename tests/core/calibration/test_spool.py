@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from twinquant.calibration.spool import BatchSpool
+from twinquant.calibration.spool import BatchSpool, remove_batches
+from twinquant.errors import ArgumentError
 
 
 @pytest.fixture
@@ -103,3 +104,15 @@ def test_a_cleared_spool_is_gone_and_counts_nothing(spool):
     spool.clear()
     assert not spool.folder.exists()
     assert (spool.count, spool.is_open) == (0, False)
+
+
+def test_a_spool_is_removed_by_its_folder_alone(spool):
+    spool.add(arrays(0))
+    remove_batches(spool.folder)
+    remove_batches(spool.folder)
+    assert not spool.folder.exists()
+
+
+def test_a_spool_of_no_input_is_an_error(tmp_path):
+    with pytest.raises(ArgumentError, match="name at least one input"):
+        BatchSpool(tmp_path, ())

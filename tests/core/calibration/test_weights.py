@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -139,8 +141,23 @@ def test_a_migration_strength_out_of_range_is_an_error(strength):
 
 
 def test_different_numbers_of_channels_are_an_error():
-    with pytest.raises(ArgumentError, match="3 channels of the activation do not match 2"):
+    with pytest.raises(CalibrationError, match="3 channels of the activation do not match 2"):
         balance_factors(np.ones(3), np.ones(2))
+
+
+def test_channels_counted_from_the_end_are_those_of_a_batch_with_and_without_its_axis():
+    values = np.random.default_rng(4).standard_normal((3, 3, 5)).astype(np.float32)  # as many channels as rows
+    unbatched, batched = ChannelMaxObserver(-3), ChannelMaxObserver(-3)
+    unbatched.observe(values)
+    batched.observe(values[np.newaxis])
+    expected = np.abs(values).reshape(3, -1).max(axis=1).tolist()
+    assert unbatched.maxima().tolist() == batched.maxima().tolist() == expected
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((4, 5), -3), ((4,), 1), ((), -1)])
+def test_an_activation_without_the_axis_of_its_channels_is_an_error_that_names_its_shape(shape, axis):
+    with pytest.raises(CalibrationError, match=re.escape(f"has shape {shape}: no axis {axis}")):
+        ChannelMaxObserver(axis).observe(np.ones(shape))
 
 
 @pytest.mark.parametrize("axis", [1, -1])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -206,9 +208,31 @@ def test_a_snapshot_is_stored_without_a_copy_of_everything(tmp_path):
 def test_a_state_that_is_none_is_not_gone_on_with(tmp_path, caplog, header):
     path = tmp_path / "record.txt.unfinished"
     with path.open("wb") as file:
-        np.savez(file, header=np.array(header))
+        np.savez(file, header=np.frombuffer(header.encode(), np.uint8))
     assert Checkpoint(path, "key").load([]) is None
     assert "cannot be read" in caplog.text
+
+
+def test_the_digests_of_many_batches_take_a_byte_a_character(tmp_path):
+    digests = {number: f"{number:064x}" for number in range(1000)}
+    path = tmp_path / "record.txt.unfinished"
+    Checkpoint(path, "key, \N{GREEK SMALL LETTER KAPPA}").save(Snapshot([], digests=digests))
+    assert path.stat().st_size < 1000 * 64 * 1.25
+    assert Checkpoint(path, "key, \N{GREEK SMALL LETTER KAPPA}").load([]).digests == digests
+
+
+def test_what_a_killed_run_was_writing_is_gone_when_a_later_one_is_through(toy, model, batches, record):
+    code = f"""
+import os
+from pathlib import Path
+from twinquant.replacing import replacing
+with replacing(Path({str(record)!r} + ".unfinished")):
+    os._exit(1)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert len(list(record.parent.glob(".*.part"))) == 1
+    twinquant.calibrate(model, batches, record, batch_num=4)
+    assert list(record.parent.glob(".*.part")) == []
 
 
 def test_an_array_in_the_place_of_a_state_is_not_gone_on_with(tmp_path, caplog):

@@ -82,6 +82,21 @@ def test_hidden_and_other_files_do_not_count(opened, vector, samples):
     assert opened(samples, vector).count == 5
 
 
+def test_the_endings_of_files_may_be_capitals(opened, vector, samples):
+    for path in list(samples.iterdir()):
+        path.rename(path.with_suffix(".NPY"))
+    assert first_column(opened(samples, vector)) == [[0], [1], [2], [3], [4]]
+    one = opened(samples / "sample3.NPY", [ModelInput("x", "float32", (3,))])
+    assert one.batch(0)["x"].tolist() == [3, 3, 3]
+
+
+def test_the_ending_of_an_archive_may_be_capitals(opened, vector, tmp_path):
+    with (tmp_path / "batch.NPZ").open("wb") as file:
+        np.savez(file, x=np.ones((2, 3), np.float32))
+    assert first_column(opened(tmp_path, vector)) == [[1, 1]]
+    assert first_column(opened(tmp_path / "batch.NPZ", vector, batch_size=2)) == [[1, 1]]
+
+
 def test_a_folder_without_data_is_an_error_that_lists_the_types(opened, vector, tmp_path):
     (tmp_path / "labels.txt").write_text("0")
     with pytest.raises(DataError, match=r"holds no calibration data; files of these types are read: .*\.jpg.*\.npz"):

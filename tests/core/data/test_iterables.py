@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import pickle
+from collections import UserDict
 
 import numpy as np
 import pytest
 
-from twinquant.errors import DataError, OutputWriteError
+from twinquant.data import length_of
+from twinquant.errors import ArgumentError, DataError, OutputWriteError
 from twinquant.registry import ModelInput
 
 BATCHES = [np.full((2, 3), number, np.float32) for number in range(5)]
@@ -79,6 +81,40 @@ class Dataset:
         return BATCHES[number % 5] + self.asked, "label"
 
 
+class EndlessLoader:
+    """As a torch DataLoader over a stream: it has `__len__`, which raises."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        raise self.error("object of type 'Stream' has no len()")
+
+    def __iter__(self):
+        return iter(BATCHES)
+
+
+@pytest.mark.parametrize("error", [TypeError, NotImplementedError])
+def test_a_loader_that_does_not_know_its_length_is_gone_through_as_a_stream(opened, vector, error):
+    source = opened(EndlessLoader(error), vector)
+    assert source.count is None
+    assert values(source, range(5)) == [0, 1, 2, 3, 4]
+
+
+def test_the_length_of_something_is_what_it_says_if_it_says_it():
+    assert [length_of(items) for items in ([], ShufflingLoader(), iter(BATCHES), None)] == [0, 5, None, None]
+    assert length_of(EndlessLoader(TypeError)) is None
+
+
+def test_a_dataset_that_does_not_know_its_length_is_an_error(opened, vector):
+    class Unending(Dataset):
+        def __len__(self):
+            raise NotImplementedError
+
+    with pytest.raises(ArgumentError, match="an iterable or dataset of batches, got Unending"):
+        opened(Unending(), vector)
+
+
 def test_a_dataset_that_augments_is_gone_through_once_and_remembered(opened, vector):
     source = opened(Dataset(), vector)
     assert source.count == 5
@@ -128,6 +164,16 @@ def test_element_types_survive_the_temporary_file(opened):
     assert {name: array.dtype.name for name, array in feeds.items()} == {"x": "float16", "n": "int32"}
     assert feeds["n"].shape == ()
     assert int(feeds["n"]) == 1
+
+
+@pytest.mark.parametrize("make", [list, iter], ids=["list", "generator"])
+def test_batches_may_be_mappings_of_any_type(opened, vector, make):
+    source = opened(make([UserDict(x=batch) for batch in BATCHES]), vector)
+    assert values(source, range(5)) == [0, 1, 2, 3, 4]
+
+
+def test_the_data_may_be_a_mapping_of_any_type(opened, vector):
+    assert values(opened(UserDict(x=np.concatenate(BATCHES)), vector, batch_size=2), range(5)) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("make", [list, iter], ids=["list", "generator"])

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -218,16 +219,16 @@ def test_a_file_is_written_whole_and_alone(tmp_path):
     assert contents(*parse_record_file(path)) == contents(CONV)
 
 
-@pytest.mark.parametrize("step", ["open", "replace"])
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step):
+@pytest.mark.parametrize(("owner", "step"), [(os, "open"), (Path, "replace")], ids=["open", "replace"])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, owner, step):
     path = tmp_path / "record.txt"
     path.write_text("old")
 
-    def fail(self, *args, **kwargs):
+    def fail(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, step, fail)
+        patch.setattr(owner, step, fail)
         with pytest.raises(OutputWriteError, match=r"record\.txt.*No space left on device"):
             write_record_file(record_set(CONV), path)
     assert path.read_text() == "old"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from twinquant.errors import ArgumentError, CalibrationError
 
-__all__ = ["ChannelMaxObserver", "balance_factors"]
+__all__ = ["ChannelMaxObserver", "balance_factors", "channel_axis_of"]
 
 Float32Array = npt.NDArray[np.float32]
 State = dict[str, npt.NDArray[Any]]
@@ -37,15 +37,17 @@ def balance_factors(
         float32 `(C,)`.
 
     Raises:
-        ArgumentError: the lengths differ, or m is out of range.
+        CalibrationError: the activation has another number of channels than the weight.
+        ArgumentError: m is out of range.
 
     Source:
         measured on the reference implementation, channels without activations included; the formula is that of G. Xiao
         et al., SmoothQuant (2023), with its alpha = m.
     """
     if activation_max.shape != weight_max.shape:
-        raise ArgumentError(
-            f"{activation_max.size} channels of the activation do not match {weight_max.size} of the weight"
+        raise CalibrationError(
+            f"{activation_max.size} channels of the activation do not match {weight_max.size} of the weight; leave the "
+            "layer's dmq_migration_strength out"
         )
     if not 0.2 <= migration_strength <= 0.8:
         raise ArgumentError(f"migration_strength: got {migration_strength!r}, expected a number in [0.2, 0.8]")
@@ -60,11 +62,29 @@ def balance_factors(
     return np.clip(factors, 1.0 / _LIMIT, _LIMIT).astype(np.float32)
 
 
+def channel_axis_of(shape: Sequence[int], axis: int) -> int:
+    """Return on which axis an activation has its channels, counted from the front.
+
+    Args:
+        shape: of the activation.
+        axis: the channel axis; negative: counted from the end.
+
+    Raises:
+        CalibrationError: it has no such axis.
+    """
+    if not -len(shape) <= axis < len(shape):
+        raise CalibrationError(
+            f"the activation has shape {tuple(shape)}: no axis {axis}, where its channels should be; leave the layer's "
+            "dmq_migration_strength out"
+        )
+    return axis % len(shape)
+
+
 class ChannelMaxObserver:
     """The largest magnitude of each channel of an activation, over one pass; mergeable, in any order.
 
     Args:
-        axis: the channel axis: 1 for convolutions, -1 for matrix products.
+        axis: the channel axis; negative: counted from the end, so that activations may lack the batch axis.
     """
 
     def __init__(self, axis: int = 1) -> None:
@@ -75,14 +95,16 @@ class ChannelMaxObserver:
         """Take the values of one batch.
 
         Args:
-            values: any type that converts to float32, at least as many axes as `axis` asks for.
+            values: any type that converts to float32.
 
         Raises:
-            CalibrationError: a value is NaN or infinite, or there are not as many channels as in earlier batches.
+            CalibrationError: a value is NaN or infinite, there is no such axis, or there are not as many channels as in
+                earlier batches.
         """
-        axes = tuple(axis for axis in range(values.ndim) if axis != self.axis % values.ndim)
         if not values.size:
             return
+        channels = channel_axis_of(values.shape, self.axis)
+        axes = tuple(axis for axis in range(values.ndim) if axis != channels)
         with np.errstate(over="ignore"):
             high = values.max(axis=axes).astype(np.float32)
             low = values.min(axis=axes).astype(np.float32)

@@ -44,6 +44,11 @@ class Extremes(Stage):
         """Return an empty range."""
         return Extremes()
 
+    @property
+    def nbytes(self) -> int:
+        """That of two numbers."""
+        return 2 * np.dtype(np.float64).itemsize
+
 
 def factors_of_range(low: float, high: float, options: ObserverOptions) -> ActivationFactors:
     """Return the min-max factors of a range, which is widened to hold 0 first.

@@ -206,7 +206,16 @@ class Grid(Stage):
 
     def fresh(self) -> Grid:
         """Return an empty grid of the same size."""
-        return Grid(self._size, sums=self._sums is not None)
+        return Grid(self._size, sums=self.has_sums)
+
+    def terms(self) -> tuple[Any, ...]:
+        """Return the size, and whether positions are summed up."""
+        return self._size, self.has_sums
+
+    @property
+    def nbytes(self) -> int:
+        """That of the counts, the sums and the packed cells, the empty bins included."""
+        return sum(array.nbytes for array in (self._counts, self._sums, self._packed) if array is not None)
 
     def _coarsen(self) -> None:
         """Merge neighbouring bins in pairs, away from bin 0 on both sides."""

@@ -70,6 +70,11 @@ class RangeHistogram(Stage):
         """Return the limits."""
         return self.low, self.high
 
+    @property
+    def nbytes(self) -> int:
+        """That of the counts."""
+        return self.counts.nbytes
+
 
 class HfmgObserver(Observer):
     """Clips to the range of histogram bins with the smallest quantization error, found from the outside in.

@@ -63,8 +63,17 @@ class Survey(Stage):
         return cls(Grid.restore(arrays), Tail(arrays["upper"].copy()), Tail(arrays["lower"].copy()))
 
     def fresh(self) -> Survey:
-        """Return an empty survey."""
-        return Survey()
+        """Return an empty survey of the same kind."""
+        return Survey(self.grid.fresh())
+
+    def terms(self) -> tuple[Any, ...]:
+        """Return those of the histogram."""
+        return self.grid.terms()
+
+    @property
+    def nbytes(self) -> int:
+        """That of the histogram and of both tails."""
+        return self.grid.nbytes + self.upper.nbytes + self.lower.nbytes
 
 
 class Refinement(Stage):
@@ -115,6 +124,11 @@ class Refinement(Stage):
     def terms(self) -> tuple[Any, ...]:
         """Return what is looked for."""
         return tuple((rank.start, rank.stop, rank.rank) for rank in (self.upper, self.lower))
+
+    @property
+    def nbytes(self) -> int:
+        """That of what both searches count; the histogram is shared."""
+        return self.upper.nbytes + self.lower.nbytes
 
 
 class Settlement(Stage):
@@ -213,3 +227,8 @@ class Settlement(Stage):
     def terms(self) -> tuple[Any, ...]:
         """Return what is compared, and in which unit."""
         return (*self._candidates, self._unit)
+
+    @property
+    def nbytes(self) -> int:
+        """That of the sums as they are stored: two halves for every candidate and kind of unit."""
+        return len(self._candidates) * UNITS * 2 * np.dtype(np.int64).itemsize

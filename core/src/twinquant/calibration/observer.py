@@ -72,8 +72,13 @@ class Stage(ABC):
         """Return a stage with the same terms that has taken nothing."""
 
     def terms(self) -> tuple[Any, ...]:
-        """Return what earlier passes settled for this one; only stages with equal terms can be merged."""
+        """Return what was settled before this pass took anything; only stages with equal terms can be merged."""
         return ()
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """How much memory is taken by what this stage accumulates in; not by what it shares with its `fresh()` ones."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -284,7 +289,10 @@ class Observer(ABC):
         if self._stage is None or stage is None:
             raise ArgumentError("cannot merge observers that have their factors; merge before the pass ends")
         if type(self._stage) is not type(stage) or self._stage.terms() != stage.terms():
-            raise ArgumentError("cannot merge observers whose earlier passes saw different data; share one state")
+            raise ArgumentError(
+                "cannot merge what was accumulated in another way, or where earlier passes saw different data; "
+                "share one state"
+            )
         self._stage.merge(stage)
         self._count += count
         self._low, self._high = min(self._low, low), max(self._high, high)

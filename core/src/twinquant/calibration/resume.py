@@ -18,7 +18,7 @@ import numpy.typing as npt
 from twinquant.calibration.station import Station
 from twinquant.calibration.watches import Watch
 from twinquant.errors import ArgumentError, OutputWriteError
-from twinquant.replacing import replacing
+from twinquant.replacing import remove_abandoned_parts, replacing
 
 __all__ = ["Checkpoint", "Snapshot"]
 
@@ -70,7 +70,7 @@ class Checkpoint:
             )
         try:
             with self._path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-                header = json.loads(str(content[_HEADER]))
+                header = json.loads(content[_HEADER].tobytes())
                 if header["key"] != self._key:
                     _log.info("%s is of another calibration; starting from the beginning", self._path)
                     return None
@@ -123,7 +123,7 @@ class Checkpoint:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self._path) as file, zipfile.ZipFile(file, "w") as archive:
-                _store(archive, _HEADER, np.array(json.dumps(header)))
+                _store(archive, _HEADER, np.frombuffer(json.dumps(header).encode(), np.uint8))
                 for position, station in enumerate(snapshot.stations):
                     for name, array in station.state().items():
                         _store(archive, f"{position}/{name}", array)
@@ -138,6 +138,7 @@ class Checkpoint:
         """Remove the file: the calibration is complete."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+            remove_abandoned_parts(self._path)
 
 
 def _store(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from twinquant.data import DataSource, Feeds
+from twinquant.errors import ArgumentError
 
-__all__ = ["BatchSpool"]
+__all__ = ["BatchSpool", "remove_batches"]
 
 Array = npt.NDArray[Any]
 
@@ -32,10 +33,15 @@ class BatchSpool(DataSource):
 
     Args:
         folder: where the batches are; need not exist.
-        names: the names of the inputs, in the order in which they arrive.
+        names: the names of the inputs, in the order in which they arrive; at least one.
+
+    Raises:
+        ArgumentError: there is no name: no file would tell how many batches there are.
     """
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        if not names:
+            raise ArgumentError(f"batches of no input cannot be stored in {str(folder)!r}; name at least one input")
         self.name = "the batches that the modified model has seen"
         self.folder = folder
         self._names = tuple(names)
@@ -108,9 +114,7 @@ class BatchSpool(DataSource):
 
     def clear(self) -> None:
         """Remove the folder."""
-        (self.folder / _OWNER).unlink(missing_ok=True)
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        remove_batches(self.folder)
 
     def fail(self, reason: str) -> None:
         """Note why the batches cannot be used."""
@@ -133,6 +137,14 @@ class BatchSpool(DataSource):
 
     def _file(self, number: int, index: int) -> Path:
         return self.folder / f"{number:08d}.{index}.npy"
+
+
+def remove_batches(folder: Path) -> None:
+    """Remove the folder of a spool, of whatever inputs it is; where there is none, nothing happens."""
+    # First what says whose it is: a folder whose removal is cut off is nobody's.
+    (folder / _OWNER).unlink(missing_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def _this_process() -> str:

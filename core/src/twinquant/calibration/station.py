@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from twinquant.calibration.balance import ChannelMaxObserver, balance_factors
+from twinquant.calibration.balance import ChannelMaxObserver, balance_factors, channel_axis_of
 from twinquant.calibration.factory import make_observer, restore_observer
 from twinquant.calibration.observer import Accumulated, ActivationFactors, Stage, State
 from twinquant.calibration.watches import Watch
+from twinquant.errors import CalibrationError
 
 __all__ = ["Station"]
 
@@ -50,12 +51,14 @@ class Station:
         """Take values of one batch.
 
         Raises:
-            CalibrationError: they hold NaN or infinity.
+            CalibrationError: they hold NaN or infinity, or have no channels, or other ones, where they are balanced.
         """
         if self._channels is not None:
             self._channels.observe(values)
             return
-        multipliers = self.multipliers(values.ndim)
+        if values.size and self.balance is not None:
+            self._check_channels(values.shape, self.balance.size)
+        multipliers = self.multipliers(values.ndim) if values.size else None
         if multipliers is not None:
             with np.errstate(over="ignore"):
                 values = values.astype(np.float32, copy=False) * multipliers
@@ -75,11 +78,18 @@ class Station:
         return self._channels is not None
 
     def multipliers(self, ndim: int) -> Float32Array | None:
-        """Return what balances values of this many axes: float32, in a shape that broadcasts; None: nothing does."""
+        """Return what balances values of this many axes: float32, in a shape that broadcasts; None: nothing does.
+
+        Raises:
+            CalibrationError: values of so few axes have no channels.
+        """
         if self.balance is None:
             return None
         shape = [1] * ndim
-        shape[self.watch.channel_axis] = -1
+        axis = self.watch.channel_axis
+        if not -ndim <= axis < ndim:
+            raise CalibrationError(f"the activation has {ndim} axes: no axis {axis}, where its channels should be")
+        shape[axis] = -1
         # The twins multiply by the reciprocal, too.
         with np.errstate(over="ignore"):
             reciprocal: Float32Array = np.float32(1) / self.balance
@@ -159,3 +169,12 @@ class Station:
         observed = {name.removeprefix(_OBSERVER): array for name, array in state.items() if name.startswith(_OBSERVER)}
         station._observer = restore_observer(watch.options, observed)
         return station
+
+    def _check_channels(self, shape: Sequence[int], expected: int) -> None:
+        axis = self.watch.channel_axis
+        channels = shape[channel_axis_of(shape, axis)]
+        if channels != expected:
+            raise CalibrationError(
+                f"the activation has shape {tuple(shape)}: {channels} channels along axis {axis}, its balance factors "
+                f"are for {expected}"
+            )

@@ -70,6 +70,11 @@ class Tail:
         """Return the `rank`-th largest value, 0.0 if that is not positive, None if not that many are kept."""
         return float(self.sorted()[-rank]) if rank <= TAIL_SIZE else None
 
+    @property
+    def nbytes(self) -> int:
+        """How much memory the values take, those included that are not sorted out yet."""
+        return self._values.nbytes + sum(values.nbytes for values in self._waiting)
+
     def _settle(self) -> None:
         together = np.concatenate([self._values, *self._waiting])
         self._values = np.partition(together, together.size - TAIL_SIZE)[-TAIL_SIZE:]
@@ -139,6 +144,11 @@ class Rank:
     def places(self) -> int:
         """How many places values are counted in."""
         return self._counts.size
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory the counts take."""
+        return self._counts.nbytes
 
     def add(self, counts: npt.NDArray[np.int64]) -> None:
         """Add what was counted elsewhere: int64 `(65536,)`."""

@@ -13,8 +13,7 @@ from twinquant.registry.float_model import Tap
 
 __all__ = ["Watch", "plan_watches"]
 
-_CHANNEL_AXIS = {LayerKind.CONV: 1, LayerKind.CONV_TRANSPOSE: 1}
-"""Where an activation has its channels; matrix products have them last."""
+_CONVOLUTIONS = (LayerKind.CONV, LayerKind.CONV_TRANSPOSE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,8 @@ class Watch:
         layers: whose factors they give: layers that read one tensor with the same settings share a watch.
         options: how the factors are found.
         migration_strength: of the balance factors that the values are divided by; None: they are not balanced.
-        channel_axis: where the values have their channels.
+        channel_axis: where the values have their channels; negative: counted from the end, as values may lack the
+            axis of the batch.
     """
 
     tap: Tap
@@ -59,14 +59,21 @@ def plan_watches(layers: Sequence[LayerInfo], config: QuantConfig) -> tuple[Watc
             continue
         options = _observer_options(settings.activation)
         strength = settings.dmq_migration_strength
-        axis = _CHANNEL_AXIS.get(layer.kind, -1)
         key: object = (layer.activation, options) if strength is None else layer.name
         earlier = watches[key].layers if key in watches else ()
         tap = watches[key].tap if key in watches else Tap(layer.name)
-        watches[key] = Watch(tap, (*earlier, layer.name), options, strength, axis)
+        watches[key] = Watch(tap, (*earlier, layer.name), options, strength, _channel_axis(layer))
         if KIND_RULES[layer.kind].gates:
             watches[layer.name, "hidden"] = Watch(Tap(layer.name, hidden=True), (layer.name,), options)
     return tuple(watches.values())
+
+
+def _channel_axis(layer: LayerInfo) -> int:
+    """Return where a layer's activation has its channels: before the spatial axes, if it has any."""
+    if layer.kind not in _CONVOLUTIONS:
+        return -1
+    # A weight has the spatial axes and two for channels.
+    return 1 if layer.weight_shape is None else 1 - len(layer.weight_shape)
 
 
 def _observer_options(activation: ActivationConfig) -> ObserverOptions:

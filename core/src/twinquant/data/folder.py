@@ -40,7 +40,7 @@ class ArrayFolder(DataSource):
     def _holds_samples(self, file: Path) -> bool:
         """Tell whether a file holds an array without the batch axis, for a model with one input."""
         wanted = self._inputs[0].shape
-        if len(self._inputs) > 1 or not wanted or file.suffix != ".npy":
+        if len(self._inputs) > 1 or not wanted or file.suffix.lower() != ".npy":
             return False
         return len(FileRows(file).shape) + 1 == len(wanted)
 

@@ -14,9 +14,21 @@ from twinquant.data.source import DataSource, Feeds
 from twinquant.errors import DataError, OutputWriteError
 from twinquant.registry.float_model import ModelInput
 
-__all__ = ["SequenceSource", "StreamSource"]
+__all__ = ["SequenceSource", "StreamSource", "length_of"]
 
 _NAME = "data"
+
+
+def length_of(items: Any) -> int | None:
+    """Return how many items something says that it has; None where it does not know.
+
+    A class may have `__len__` for those of its instances that know: torch's `DataLoader` over a stream raises
+    TypeError.
+    """
+    try:
+        return len(items) if isinstance(items, Sized) else None
+    except (TypeError, NotImplementedError):
+        return None
 
 
 class SequenceSource(DataSource):
@@ -70,7 +82,7 @@ class StreamSource(DataSource):
             count: how many there are; None: what the iterable says of itself.
         """
         self._items: Iterator[Any] = iter(items)
-        self._count = len(items) if count is None and isinstance(items, Sized) else count
+        self._count = length_of(items) if count is None else count
         self._inputs = tuple(inputs)
         self._spool: IO[bytes] | None = None
         self._spooling = spool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from twinquant.data.arrays import ArraySource
 from twinquant.data.feeds import is_array, to_array
 from twinquant.data.folder import ArrayFolder
 from twinquant.data.images import IMAGE_SUFFIXES, ImageFolder
-from twinquant.data.iterables import SequenceSource, StreamSource
+from twinquant.data.iterables import SequenceSource, StreamSource, length_of
 from twinquant.data.options import DataOptions
 from twinquant.data.rows import FileRows, MemoryRows, npz_members
 from twinquant.data.source import DataSource
@@ -70,9 +70,10 @@ def _open(data: Any, inputs: Sequence[ModelInput], options: DataOptions, batch_n
         return SequenceSource(data, inputs)
     if isinstance(data, Iterable):
         return StreamSource(data, inputs, spool=repeated)
-    if isinstance(data, Sized) and hasattr(data, "__getitem__"):
+    count = length_of(data)
+    if count is not None and hasattr(data, "__getitem__"):
         # A map-style dataset need not raise IndexError at its end, nor give the same item twice.
-        return StreamSource(map(data.__getitem__, range(len(data))), inputs, spool=repeated, count=len(data))
+        return StreamSource(map(data.__getitem__, range(count)), inputs, spool=repeated, count=count)
     raise ArgumentError(
         "data: must be a folder, an .npz or .npy file, arrays by input name, or an iterable or dataset of batches, "
         f"got {type(data).__name__}"
@@ -95,14 +96,14 @@ def _open_path(path: Path, inputs: Sequence[ModelInput], options: DataOptions, b
         return _open_folder(path, inputs, options, batch_num)
     if not path.exists():
         raise DataError(f"data: there is no file or folder {str(path)!r}")
-    if path.suffix not in _ARRAY_SUFFIXES:
+    if path.suffix.lower() not in _ARRAY_SUFFIXES:
         raise DataError(f"data: {str(path)!r} is neither a folder nor an .npz or .npy file")
-    if path.suffix == ".npy" and len(inputs) > 1:
+    if path.suffix.lower() == ".npy" and len(inputs) > 1:
         listed = ", ".join(repr(wanted.name) for wanted in inputs)
         raise DataError(f"data: {str(path)!r} holds one array, the model has the inputs {listed}; make an .npz file")
     rows = (
         {inputs[0].name: FileRows(path)}
-        if path.suffix == ".npy"
+        if path.suffix.lower() == ".npy"
         else {name: FileRows(path, name) for name in npz_members(path)}
     )
     outline = f"{path.name}, {path.stat().st_size} bytes"
@@ -114,7 +115,7 @@ def _open_path(path: Path, inputs: Sequence[ModelInput], options: DataOptions, b
 def _open_folder(folder: Path, inputs: Sequence[ModelInput], options: DataOptions, batch_num: int) -> DataSource:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    arrays = [path for path in files if path.suffix in _ARRAY_SUFFIXES]
+    arrays = [path for path in files if path.suffix.lower() in _ARRAY_SUFFIXES]
     if images and arrays:
         raise DataError(
             f"data {str(folder)!r}: holds images ({images[0].name}) and arrays ({arrays[0].name}); "

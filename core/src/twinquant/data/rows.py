@@ -159,7 +159,7 @@ def npz_members(path: Path) -> list[str]:
 
 def unreadable(path: Path, error: Exception) -> DataError:
     """Return the error about a file that cannot be read as an array."""
-    kind = "an .npz archive of plain arrays" if path.suffix == ".npz" else "an .npy file of a plain array"
+    kind = "an .npz archive of plain arrays" if path.suffix.lower() == ".npz" else "an .npy file of a plain array"
     # NumPy takes everything that it does not know for pickled objects.
     reason = "it is damaged, or holds Python objects" if "pickle" in str(error) else str(error)
     return DataError(f"data: {str(path)!r} cannot be read as {kind}: {reason}")

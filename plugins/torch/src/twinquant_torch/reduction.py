@@ -71,12 +71,18 @@ def observe(station: Station, values: Reduced) -> None:
 def accumulated(values: torch.Tensor, station: Station) -> Accumulated | None:
     """Return what an activation comes to in the station's pass; None: it is better moved as it is.
 
-    So are values that are not finite: the station says what is wrong with them.
+    So are values that are not finite, and those with other channels than there are balance factors: the station says
+    what is wrong with them.
     """
     stage = station.stage
     if stage is None or (values.numel() < _FEW and not isinstance(stage, Extremes)):
         return None
-    multipliers = station.multipliers(values.ndim)
+    multipliers = None
+    if station.balance is not None:
+        axis = station.watch.channel_axis
+        if not -values.ndim <= axis < values.ndim or values.shape[axis] != station.balance.size:
+            return None
+        multipliers = station.multipliers(values.ndim)
     try:
         if multipliers is not None:
             values = values.float() * torch.from_numpy(multipliers).to(values.device)

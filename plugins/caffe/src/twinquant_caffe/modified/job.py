@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from twinquant.calibration.options import ObserverOptions
-from twinquant.calibration.spool import BatchSpool
+from twinquant.calibration.spool import BatchSpool, remove_batches
 from twinquant.calibration.watches import Watch
 from twinquant.registry import Tap
 
@@ -34,7 +34,7 @@ def remove_job(record: Path) -> None:
     """Remove the folder of a record, with the batches in it; where there is none, nothing happens."""
     folder = job_folder(record)
     # The batches first: as long as there is a job, whoever finds the rest knows what it is.
-    BatchSpool(folder / _INPUTS, ()).clear()
+    remove_batches(folder / _INPUTS)
     if folder.exists():
         shutil.rmtree(folder)
 
