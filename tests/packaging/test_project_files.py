@@ -18,7 +18,7 @@ def test_the_changelog_has_an_entry_for_this_version():
     assert re.search(rf"^## \[{re.escape(version)}\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
 
 
-@pytest.mark.parametrize("end", [r"\.venv/bin/twinquant demo", r"\.venv/bin/python -m pytest"])
+@pytest.mark.parametrize("end", [r"\.venv/bin/twinquant demo", r"\.venv/bin/python -m pytest -n auto --dist loadfile"])
 def test_the_readme_has_one_pasted_line_that_sets_everything_up(end):
     line = rf"^python3 -m venv \.venv && \.venv/bin/python -m pip install -r requirements-dev\.txt && {end}$"
     assert re.search(line, (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
