@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "digits" / "train_torch.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "digits" / "train.py"
 
 
 @pytest.mark.heavy
