@@ -7,7 +7,7 @@ from twinquant.testing import FrameworkContract
 torch = pytest.importorskip("torch")
 
 from twinquant_torch import TorchModel  # noqa: E402  the plugin may be absent, too, where torch is
-from twinquant_torch.framework import TorchFramework  # noqa: E402
+from twinquant_torch.framework import TorchFramework  # noqa: E402  see above
 
 
 def small_module():

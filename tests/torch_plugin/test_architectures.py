@@ -11,14 +11,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402  torch may be absent
-from torch.nn import functional as F  # noqa: E402
-from torch.utils import _pytree as pytree  # noqa: E402
+from torch.nn import functional as F  # noqa: E402  see above
+from torch.utils import _pytree as pytree  # noqa: E402  see above
 
-import twinquant  # noqa: E402
-from twinquant.errors import DataError, UnsupportedModelError  # noqa: E402
-from twinquant.registry import select_framework  # noqa: E402
-from twinquant_torch import TorchModel  # noqa: E402
-from twinquant_torch.export import _exporters as exporters_for  # noqa: E402
+import twinquant  # noqa: E402  see above
+from twinquant.errors import DataError, UnsupportedModelError  # noqa: E402  see above
+from twinquant.registry import select_framework  # noqa: E402  see above
+from twinquant_torch import TorchModel  # noqa: E402  see above
+from twinquant_torch.export import _exporters as exporters_for  # noqa: E402  see above
 
 Inputs = tuple["torch.Tensor", ...]
 

@@ -17,20 +17,20 @@ from twinquant.records import parse_record_file
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402  torch may be absent
-from torch.nn import functional as F  # noqa: E402
-from torch.utils import _pytree as pytree  # noqa: E402
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset  # noqa: E402
+from torch.nn import functional as F  # noqa: E402  see above
+from torch.utils import _pytree as pytree  # noqa: E402  see above
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset  # noqa: E402  see above
 
-from twinquant.calibration.options import ObserverOptions  # noqa: E402
-from twinquant.calibration.station import Station  # noqa: E402
-from twinquant.calibration.watches import Watch  # noqa: E402
-from twinquant.registry import Tap  # noqa: E402
-from twinquant_torch import export, resizing  # noqa: E402
-from twinquant_torch.batch import BatchValues  # noqa: E402
-from twinquant_torch.inputs import InputLayout, check_example, split_call  # noqa: E402
-from twinquant_torch.request import ExportRequest, check_request  # noqa: E402
-from twinquant_torch.twin_module import TwinModule  # noqa: E402
-from twinquant_torch.user_data import as_feeds  # noqa: E402
+from twinquant.calibration.options import ObserverOptions  # noqa: E402  see above
+from twinquant.calibration.station import Station  # noqa: E402  see above
+from twinquant.calibration.watches import Watch  # noqa: E402  see above
+from twinquant.registry import Tap  # noqa: E402  see above
+from twinquant_torch import export, resizing  # noqa: E402  see above
+from twinquant_torch.batch import BatchValues  # noqa: E402  see above
+from twinquant_torch.inputs import InputLayout, check_example, split_call  # noqa: E402  see above
+from twinquant_torch.request import ExportRequest, check_request  # noqa: E402  see above
+from twinquant_torch.twin_module import TwinModule  # noqa: E402  see above
+from twinquant_torch.user_data import as_feeds  # noqa: E402  see above
 
 MINMAX = {"activation_algorithm": "minmax"}
 

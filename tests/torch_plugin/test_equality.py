@@ -10,14 +10,14 @@ from twinquant.registry import Tap
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402  torch may be absent
-from torch.nn import functional as F  # noqa: E402
+from torch.nn import functional as F  # noqa: E402  see above
 
-import twinquant_torch.export  # noqa: E402
-import twinquant_torch.load  # noqa: E402
-from twinquant_onnx.load import load_model  # noqa: E402
-from twinquant_torch import TorchModel  # noqa: E402
-from twinquant_torch.equality import check_equal  # noqa: E402
-from twinquant_torch.framework import TorchFramework  # noqa: E402
+import twinquant_torch.export  # noqa: E402  see above
+import twinquant_torch.load  # noqa: E402  see above
+from twinquant_onnx.load import load_model  # noqa: E402  see above
+from twinquant_torch import TorchModel  # noqa: E402  see above
+from twinquant_torch.equality import check_equal  # noqa: E402  see above
+from twinquant_torch.framework import TorchFramework  # noqa: E402  see above
 
 
 class Layered(nn.Module):

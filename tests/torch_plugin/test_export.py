@@ -13,14 +13,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402  torch may be absent
-from torch.nn import functional as F  # noqa: E402
+from torch.nn import functional as F  # noqa: E402  see above
 
-import twinquant_torch.export  # noqa: E402
-from twinquant.errors import ArgumentError, DataError, UnsupportedModelError  # noqa: E402
-from twinquant.registry import Tap  # noqa: E402
-from twinquant_torch import TorchModel  # noqa: E402
-from twinquant_torch.framework import TorchFramework  # noqa: E402
-from twinquant_torch.quiet import quiet  # noqa: E402
+import twinquant_torch.export  # noqa: E402  see above
+from twinquant.errors import ArgumentError, DataError, UnsupportedModelError  # noqa: E402  see above
+from twinquant.registry import Tap  # noqa: E402  see above
+from twinquant_torch import TorchModel  # noqa: E402  see above
+from twinquant_torch.framework import TorchFramework  # noqa: E402  see above
+from twinquant_torch.quiet import quiet  # noqa: E402  see above
 
 
 def has_dynamo():

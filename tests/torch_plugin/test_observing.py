@@ -11,13 +11,13 @@ from twinquant.records import parse_record_file
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402  torch may be absent
-from torch.nn import functional as F  # noqa: E402
-from torch.nn.utils import parametrizations  # noqa: E402
+from torch.nn import functional as F  # noqa: E402  see above
+from torch.nn.utils import parametrizations  # noqa: E402  see above
 
-import twinquant_torch.batch  # noqa: E402
-from twinquant_torch import TorchModel  # noqa: E402
-from twinquant_torch.framework import TorchFramework  # noqa: E402
-from twinquant_torch.hooks import is_observable  # noqa: E402
+import twinquant_torch.batch  # noqa: E402  see above
+from twinquant_torch import TorchModel  # noqa: E402  see above
+from twinquant_torch.framework import TorchFramework  # noqa: E402  see above
+from twinquant_torch.hooks import is_observable  # noqa: E402  see above
 
 MINMAX = {"activation_algorithm": "minmax"}
 

@@ -8,17 +8,17 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import twinquant  # noqa: E402  torch may be absent
-import twinquant_torch.amct as amct  # noqa: E402
-from twinquant.calibration.observer import Accumulated  # noqa: E402
-from twinquant.calibration.options import ObserverOptions  # noqa: E402
-from twinquant.calibration.station import Station  # noqa: E402
-from twinquant.calibration.watches import Watch  # noqa: E402
-from twinquant.errors import CalibrationError  # noqa: E402
-from twinquant.registry import Tap  # noqa: E402
-from twinquant_torch import device_trial, reduction  # noqa: E402
-from twinquant_torch.device_stages import filled  # noqa: E402
-from twinquant_torch.device_trial import counts_as_numpy  # noqa: E402
-from twinquant_torch.reduction import accumulated, observe, reduced  # noqa: E402
+import twinquant_torch.amct as amct  # noqa: E402  see above
+from twinquant.calibration.observer import Accumulated  # noqa: E402  see above
+from twinquant.calibration.options import ObserverOptions  # noqa: E402  see above
+from twinquant.calibration.station import Station  # noqa: E402  see above
+from twinquant.calibration.watches import Watch  # noqa: E402  see above
+from twinquant.errors import CalibrationError  # noqa: E402  see above
+from twinquant.registry import Tap  # noqa: E402  see above
+from twinquant_torch import device_trial, reduction  # noqa: E402  see above
+from twinquant_torch.device_stages import filled  # noqa: E402  see above
+from twinquant_torch.device_trial import counts_as_numpy  # noqa: E402  see above
+from twinquant_torch.reduction import accumulated, observe, reduced  # noqa: E402  see above
 
 ALGORITHMS = ["ifmr", "hfmg", "minmax", "percentile", "entropy", "mse"]
 

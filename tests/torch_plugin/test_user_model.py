@@ -13,10 +13,10 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402  torch may be absent
 
-import twinquant_torch.export  # noqa: E402
-from twinquant_torch import TorchModel  # noqa: E402
-from twinquant_torch.framework import TorchFramework  # noqa: E402
-from twinquant_torch.working_copy import WorkingCopy  # noqa: E402
+import twinquant_torch.export  # noqa: E402  see above
+from twinquant_torch import TorchModel  # noqa: E402  see above
+from twinquant_torch.framework import TorchFramework  # noqa: E402  see above
+from twinquant_torch.working_copy import WorkingCopy  # noqa: E402  see above
 
 
 class Counting(nn.Module):

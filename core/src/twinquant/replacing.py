@@ -83,10 +83,14 @@ def _new_part(target: Path, mode: int | None) -> tuple[Path, BinaryIO, int | Non
     """Open a file that no other process writes; return its path, the file, and what holds its lock."""
     # Who may read the target may read the part, nobody else; its owner may write it, to find out if it is abandoned.
     permissions = 0o666 if mode is None else (mode | stat.S_IWUSR) & 0o777
+
+    def opened(name: str, flags: int) -> int:
+        return os.open(name, flags, permissions)
+
     for part in _parts(target):
         _remove_if_abandoned(part)
         try:
-            file = open(part, "xb", opener=lambda name, flags: os.open(name, flags, permissions))  # noqa: SIM115
+            file = open(part, "xb", opener=opened)  # noqa: SIM115  the caller closes it
         except FileExistsError:
             continue  # another process is writing it
         lock = _lock(file)

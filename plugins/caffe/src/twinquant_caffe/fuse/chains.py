@@ -6,7 +6,8 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from twinquant_caffe.fuse.factors import ChannelFactors, read_factors
+from twinquant.numerics.channel_factors import ChannelFactors
+from twinquant_caffe.fuse.factors import read_factors
 from twinquant_caffe.geometry import CONVOLUTIONS, DECONVOLUTION, read_convolution
 from twinquant_caffe.layers import weight_shape
 from twinquant_caffe.net import BlobVersion, CaffeNet, Layer

@@ -8,9 +8,9 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
+from twinquant.numerics.channel_factors import ChannelFactors
 from twinquant_caffe.carried import without_bias_term
 from twinquant_caffe.fuse.chains import Chain
-from twinquant_caffe.fuse.factors import ChannelFactors
 from twinquant_caffe.fuse.weight import ScaledValues
 from twinquant_caffe.geometry import DECONVOLUTION, read_convolution
 from twinquant_caffe.insert.made import float_blob, rewired

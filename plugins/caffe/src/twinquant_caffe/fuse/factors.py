@@ -2,46 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
+from twinquant.numerics.channel_factors import NOT_FINITE, ChannelFactors
 from twinquant_caffe.net import Blob, Layer
 
-__all__ = ["ChannelFactors", "read_factors"]
+__all__ = ["read_factors"]
 
 Float64Array = npt.NDArray[np.float64]
 
 _EPS = 1e-5
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ChannelFactors:
-    """`y = x * scale + shift`, channel by channel.
-
-    Attributes:
-        scale: float64 `(C,)`.
-        shift: float64 `(C,)`.
-    """
-
-    scale: Float64Array
-    shift: Float64Array
-
-    @classmethod
-    def identity(cls, channels: int) -> ChannelFactors:
-        """Return the factors that change nothing."""
-        return cls(np.ones(channels), np.zeros(channels))
-
-    def then(self, other: ChannelFactors) -> ChannelFactors:
-        """Return the factors of these, followed by others."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            return ChannelFactors(self.scale * other.scale, self.shift * other.scale + other.shift)
-
-    @property
-    def finite(self) -> bool:
-        """Whether all of them are numbers."""
-        return bool(np.isfinite(self.scale).all() and np.isfinite(self.shift).all())
 
 
 def read_factors(layer: Layer, channels: int) -> ChannelFactors | str:
@@ -50,7 +21,7 @@ def read_factors(layer: Layer, channels: int) -> ChannelFactors | str:
         return f"it has {len(layer.bottoms)} bottoms and {len(layer.tops)} tops"
     found = _batch_norm(layer, channels) if layer.type == "BatchNorm" else _scale(layer, channels)
     if isinstance(found, ChannelFactors) and not found.finite:
-        return "its factors are not finite (a negative variance, NaN or infinity)"
+        return NOT_FINITE
     return found
 
 

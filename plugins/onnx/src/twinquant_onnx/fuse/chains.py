@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from twinquant.numerics.channel_factors import ChannelFactors
 from twinquant_onnx.constants import FLOAT_TYPES, Constant, ConstantFinder, type_name
-from twinquant_onnx.fuse.factors import ChannelFactors, FactorReader, read_float64
+from twinquant_onnx.fuse.factors import FactorReader, read_float64
 from twinquant_onnx.graph import OnnxGraph
 from twinquant_onnx.topology import MAIN_DOMAINS, Topology
 

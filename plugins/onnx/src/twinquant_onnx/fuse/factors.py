@@ -9,45 +9,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from twinquant.numerics.channel_factors import NOT_FINITE, ChannelFactors
 from twinquant_onnx.constants import Constant, ConstantFinder, is_float, raw_bytes, read_array, type_name
 from twinquant_onnx.graph import TensorStore
 from twinquant_onnx.topology import MAIN_DOMAINS, Reader, Topology
 
-__all__ = ["ChannelFactors", "FactorReader", "read_float64"]
+__all__ = ["FactorReader", "read_float64"]
 
 Float64Array = npt.NDArray[np.float64]
 
 _EPSILON = 1e-5
 """BatchNormalization's epsilon where the attribute is absent."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ChannelFactors:
-    """`y = scale * x + shift` for every channel.
-
-    Attributes:
-        scale: float64 `(C,)`.
-        shift: float64 `(C,)`.
-    """
-
-    scale: Float64Array
-    shift: Float64Array
-
-    @staticmethod
-    def identity(channels: int) -> ChannelFactors:
-        """Return what changes nothing."""
-        return ChannelFactors(np.ones(channels), np.zeros(channels))
-
-    def then(self, other: ChannelFactors) -> ChannelFactors:
-        """Return what this one and another one behind it do together."""
-        return ChannelFactors(self.scale * other.scale, self.shift * other.scale + other.shift)
-
-    @property
-    def finite(self) -> bool:
-        """Whether all numbers stay finite in float32."""
-        with np.errstate(over="ignore"):
-            both = np.concatenate([self.scale, self.shift]).astype(np.float32)
-        return bool(np.isfinite(both).all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +113,7 @@ def read_float64(constant: Constant, store: TensorStore) -> Float64Array:
 
 
 def _finite(factors: ChannelFactors) -> ChannelFactors | str:
-    return factors if factors.finite else "its factors are not finite (a negative variance, NaN or infinity)"
+    return factors if factors.finite else NOT_FINITE
 
 
 _Read = Callable[[FactorReader, onnx.NodeProto, int, int, int], "ChannelFactors | str | None"]
