@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from twinquant.replacing import remove_abandoned_parts, replace_file, replacing
+from twinquant.replacing import _stem, remove_abandoned_parts, replace_file, replacing
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def killed_while_writing(target):
     code = f"""
 import os
 from pathlib import Path
-from twinquant.replacing import replacing
+from twinquant.replacing import _stem, remove_abandoned_parts, replace_file, replacing
 with replacing(Path({str(target)!r})) as file:
     file.write(b"half")
     file.flush()
@@ -121,7 +121,7 @@ def test_many_processes_that_write_and_are_killed_leave_one_whole_file(target):
     code = f"""
 import os, sys
 from pathlib import Path
-from twinquant.replacing import replace_file
+from twinquant.replacing import _stem, remove_abandoned_parts, replace_file, replacing
 while True:
     replace_file(Path({str(target)!r}), str(os.getpid()).encode() * 20_000)
 """
@@ -159,3 +159,18 @@ def test_a_file_system_without_locks_is_written_to(target, monkeypatch):
         replace_file(target, b"second")
     assert target.read_bytes() == b"first"
     assert names_in(target.parent) == ["record.txt"]
+
+
+def test_parts_behind_a_gap_are_removed_too(tmp_path):
+    target = tmp_path / "record.txt"
+    (tmp_path / f".{_stem(target)}.2.part").write_bytes(b"left by a killed process")
+    replace_file(target, b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["record.txt"]
+
+
+def test_a_pipe_is_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="a device or a pipe"):
+        replace_file(pipe, b"new")
+    assert list(tmp_path.iterdir()) == [pipe] and pipe.is_fifo()

@@ -133,6 +133,40 @@ def test_a_size_that_an_exporter_keeps_is_not_used_for_another(folder, monkeypat
     assert record.scale_d == pytest.approx(scale_of(read), rel=1e-6)
 
 
+class Odd(nn.Module):
+    """Does with three rows what it does with no other number of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Parameter(randn(4, 4)), nn.Parameter(randn(3, 4))
+
+    def forward(self, x):
+        factor = 100.0 if x.shape[0] == 3 else 1.0
+        return F.linear(F.linear(x * factor, self.first), self.second)
+
+
+def test_axes_that_the_user_names_are_compared_at_every_length_that_comes(folder, monkeypatch):
+    net, batch = Odd().eval(), randn(3, 4)
+    only_torchscript(monkeypatch)  # which names layers alike whether an axis is open or not
+    records = twinquant.calibrate(
+        net, [batch], "record.txt", config=MINMAX, batch_num=1, example_inputs=randn(2, 4), dynamic_axes={"x": {0: "n"}}
+    ).records
+    scales = [record.scale_d for record in records.values()]
+    with torch.no_grad():
+        expected = [scale_of(batch * 100), scale_of(F.linear(batch * 100, net.first))]
+    assert sorted(scales) == pytest.approx(sorted(expected), rel=1e-5)
+
+
+def test_names_of_other_arguments_are_refused():
+    class Two(nn.Module):
+        def forward(self, a, b):
+            return a - b
+
+    request = ExportRequest(Two(), (X, X), {}, input_names=["b", "a"])
+    with pytest.raises(ArgumentError, match=r"input_names: 'b' is the name of another argument.*'a', 'b'"):
+        check_request(request, None)
+
+
 class Masked(nn.Module):
     """The older exporter leaves the mask out."""
 

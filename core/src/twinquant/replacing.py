@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -24,7 +25,7 @@ def replace_file(path: Path, data: bytes) -> None:
         data: its content.
 
     Raises:
-        OSError: the folder is missing or not writable, the disk is full, or the target is a folder.
+        OSError: the folder is missing or not writable, the disk is full, or the target is a folder, a device or a pipe.
     """
     with replacing(path) as file:
         file.write(data)
@@ -42,9 +43,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             replaced.
 
     Raises:
-        OSError: the folder is missing or not writable, the disk is full, or the target is a folder.
+        OSError: the folder is missing or not writable, the disk is full, or the target is a folder, a device or a pipe.
     """
     target = _target_of(path)
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", str(target))
     mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
     part, file, lock = _new_part(target, mode)
     try:
@@ -63,9 +66,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def remove_abandoned_parts(path: Path) -> None:
     """Remove what killed processes left beside a target that they were about to replace."""
-    for part in _parts(_target_of(path)):
-        if not part.exists():
-            return
+    target = _target_of(path)
+    for part in target.parent.glob(f".{_stem(target)}.*.part"):
         _remove_if_abandoned(part)
 
 
@@ -75,8 +77,11 @@ def _target_of(path: Path) -> Path:
 
 def _parts(target: Path) -> Iterator[Path]:
     """Give the names of files to be written, in the order in which they are tried; none is longer than others are."""
-    stem = sha256(os.fsencode(target.name)).hexdigest()[:16]
-    return (target.with_name(f".{stem}.{number}.part") for number in count())
+    return (target.with_name(f".{_stem(target)}.{number}.part") for number in count())
+
+
+def _stem(target: Path) -> str:
+    return sha256(os.fsencode(target.name)).hexdigest()[:16]
 
 
 def _new_part(target: Path, mode: int | None) -> tuple[Path, BinaryIO, int | None]:
@@ -87,8 +92,8 @@ def _new_part(target: Path, mode: int | None) -> tuple[Path, BinaryIO, int | Non
     def opened(name: str, flags: int) -> int:
         return os.open(name, flags, permissions)
 
+    remove_abandoned_parts(target)
     for part in _parts(target):
-        _remove_if_abandoned(part)
         try:
             file = open(part, "xb", opener=opened)  # noqa: SIM115  the caller closes it
         except FileExistsError:

@@ -248,3 +248,16 @@ def test_a_folder_in_the_place_of_the_state_is_told_of_before_anything_is_run(to
     with pytest.raises(OutputWriteError, match=r"record\.txt\.unfinished' is a folder.*resume=False"):
         twinquant.calibrate(model, batches, record, batch_num=4)
     assert not record.exists()
+
+
+def test_a_state_behind_a_link_is_removed_and_the_link_stays(tmp_path, caplog):
+    real, link = tmp_path / "real" / "state", tmp_path / "link"
+    real.parent.mkdir()
+    link.symlink_to(real)
+    checkpoint = Checkpoint(link, "key")
+    checkpoint.save(Snapshot([]))
+    checkpoint.discard()
+    assert link.is_symlink() and not list(real.parent.iterdir())
+    (tmp_path / "file").touch()
+    Checkpoint(tmp_path / "file" / "state", "key").discard()
+    assert "cannot be removed" in caplog.text

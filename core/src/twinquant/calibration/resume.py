@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 import zipfile
 import zlib
@@ -91,6 +92,7 @@ class Checkpoint:
             KeyError,
             IndexError,
             AttributeError,
+            RuntimeError,
             EOFError,
             zipfile.BadZipFile,
             zlib.error,
@@ -135,10 +137,15 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def discard(self) -> None:
-        """Remove the file: the calibration is complete."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-            remove_abandoned_parts(self._path)
+        """Remove the file: the calibration is complete. Where that cannot be done, a warning says so."""
+        if self._path is None:
+            return
+        file = Path(os.path.realpath(self._path))  # a link stays, as when the file is stored
+        try:
+            file.unlink(missing_ok=True)
+            remove_abandoned_parts(file)
+        except OSError as error:
+            _log.warning("%s is not needed any more and cannot be removed: %s", file, error.strerror or error)
 
 
 def _store(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) -> None:

@@ -23,12 +23,11 @@ def run_graph(graph: TorchGraph, taps: Sequence[Tap], threads: int | None = None
         UnsupportedModelError: each run raises it where ONNX Runtime cannot run the graph, or no graph can be had for
             the size of the batch.
     """
-    sizes = {value.name: value.shape or () for value in OnnxFramework().model_inputs(graph.model)}
     opened: list[tuple[LoadedModel, RunBatch]] = []
 
     def run_batch(feeds: Mapping[str, Array]) -> Iterator[tuple[Tap, Sequence[Array]]]:
         model = graph.model
-        if graph.origin is not None and not _fits(feeds, sizes):
+        if graph.origin is not None and not graph.origin.resizer.original_fits(feeds):
             if not graph.origin.resizer.fits(feeds):
                 opened.clear()
             model = graph.origin.resizer.model_for(feeds)
@@ -39,11 +38,3 @@ def run_graph(graph: TorchGraph, taps: Sequence[Tap], threads: int | None = None
         return opened[0][1](feeds)
 
     return run_batch
-
-
-def _fits(feeds: Mapping[str, Array], sizes: Mapping[str, tuple[int | str | None, ...]]) -> bool:
-    return all(
-        not isinstance(length, int) or length == given
-        for name, lengths in sizes.items()
-        for length, given in zip(lengths, feeds[name].shape, strict=False)
-    )

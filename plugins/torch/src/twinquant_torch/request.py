@@ -6,7 +6,7 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -91,7 +91,21 @@ def check_request(request: ExportRequest, outputs: Sequence[torch.Tensor] | None
             raise ArgumentError(
                 f"input_names, output_names: {name!r} is the name of a weight or buffer of the model; choose another"
             )
+    _check_order(request)
     _check_axes(request, outputs)
+
+
+def _check_order(request: ExportRequest) -> None:
+    """Refuse names that are those of other arguments: a batch by name could be meant either way."""
+    if not request.input_names:
+        return
+    own = input_names(replace(request, input_names=None))
+    for given, known in zip(request.input_names, own, strict=True):
+        if given != known and given in own:
+            raise ArgumentError(
+                f"input_names: {given!r} is the name of another argument of forward, whose own names are, in order, "
+                f"{', '.join(map(repr, own))}; choose another name for {known!r}"
+            )
 
 
 def _check_form(dynamic_axes: Any) -> None:

@@ -54,12 +54,26 @@ class Resizer:
         opset: int | None,
     ) -> None:
         self._copy, self._layout, self._calls, self._opset = copy, layout, calls, opset
-        self._exporter, self._layers = exported.exporter, _layers_of(analyse(exported.graph))
+        self._original, self._layers = exported, _layers_of(analyse(exported.graph))
         self._lengths = {name: tuple(tensor.shape) for name, tensor in zip(layout.names, layout.tensors, strict=True)}
+        self._original_open = _open_axes(exported)
+        self._original_right: set[Shapes] = set()
         self._open: frozenset[Axis] = frozenset()
         self._right: set[Shapes] = set()
         self._model: LoadedModel | None = None
         self._exported: Exported | None = None
+
+    def original_fits(self, feeds: Mapping[str, Array]) -> bool:
+        """Tell whether what was exported with the example runs a batch: it is compared for every size that comes."""
+        axes, shapes = self._other_axes(feeds), _shapes(feeds)
+        if (
+            axes
+            and axes <= self._original_open
+            and shapes not in self._original_right
+            and self._is_right(self._original, feeds)
+        ):
+            self._original_right.add(shapes)
+        return not axes or shapes in self._original_right
 
     def fits(self, feeds: Mapping[str, Array]) -> bool:
         """Tell whether the model that was asked for last can run a batch."""
@@ -105,15 +119,17 @@ class Resizer:
 
     def _is_right_for(self, feeds: Mapping[str, Array]) -> bool:
         assert self._exported is not None  # there is a model
-        if not self._other_axes(feeds) <= self._open:
-            return False
-        expected = tensors_of(run_once(self._copy.anew(), *self._call(feeds)))
-        problem = difference(self._exported.graph, feeds, expected, _WHAT)
-        if problem:
-            _logger.info("%s %s: it is exported again", _WHAT, problem)
+        if not self._other_axes(feeds) <= self._open or not self._is_right(self._exported, feeds):
             return False
         self._right.add(_shapes(feeds))
         return True
+
+    def _is_right(self, exported: Exported, feeds: Mapping[str, Array]) -> bool:
+        expected = tensors_of(run_once(self._copy.anew(), *self._call(feeds)))
+        problem = difference(exported.graph, feeds, expected, _WHAT)
+        if problem:
+            _logger.info("%s %s: it is exported again", _WHAT, problem)
+        return not problem
 
     def _export(self, feeds: Mapping[str, Array], axes: frozenset[Axis]) -> LoadedModel:
         """Export the module for a batch, and for any other length of some axes."""
@@ -133,7 +149,7 @@ class Resizer:
         def accept(exported: Exported) -> LoadedModel:
             name_layers(exported.graph.model, traced.module, self._calls)
             model = analyse(exported.graph)
-            if exported.exporter != self._exporter or _layers_of(model) != self._layers:
+            if exported.exporter != self._original.exporter or _layers_of(model) != self._layers:
                 raise UnsupportedModelError(f"{_WHAT} has other layers, or calls them otherwise")
             check_equal(exported.graph, feeds, expected, _WHAT)
             self._exported = exported  # which keeps the files of its weights
@@ -144,6 +160,16 @@ class Resizer:
 
     def _call(self, feeds: Mapping[str, Array]) -> Call:
         return self._layout.call_of(feeds, device_of(self._copy.module))
+
+
+def _open_axes(exported: Exported) -> frozenset[Axis]:
+    """Return the axes of the inputs that have no fixed length."""
+    return frozenset(
+        (value.name, axis)
+        for value in exported.graph.model.graph.input
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+        if not dim.HasField("dim_value")
+    )
 
 
 def _layers_of(model: LoadedModel) -> list[tuple[str, str]]:
